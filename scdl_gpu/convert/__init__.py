@@ -1,0 +1,1 @@
+"""Conversion of h5ad files, AnnData objects and SciPy matrices into archives."""

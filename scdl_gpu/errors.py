@@ -1,0 +1,31 @@
+"""What can go wrong, drawn as a tree.
+
+Knows names only; the texts are written where the fault is seen. Arguments of the caller raise
+`ValueError`, `IndexError` and `TypeError` as everywhere in Python, and are not in this tree.
+
+    ScdlError
+    ├── ArchiveError                  files of an archive: what is on disk is not what it should be
+    │   ├── MissingFileError          ... or is not there (also a FileNotFoundError)
+    │   └── HeaderSerializationError  bytes of header.sch
+    └── SourceError                   a file or matrix that is to be converted
+"""
+
+
+class ScdlError(Exception):
+    """Any fault that this package finds in files or in the machine."""
+
+
+class ArchiveError(ScdlError):
+    """An archive whose files are damaged, incomplete, unknown or busy."""
+
+
+class MissingFileError(ArchiveError, FileNotFoundError):
+    """A file of an archive, or the archive itself, is not there."""
+
+
+class HeaderSerializationError(ArchiveError):
+    """Bytes that are no valid `header.sch`, or values that cannot be put into one."""
+
+
+class SourceError(ScdlError):
+    """A source of a conversion (h5ad, AnnData, SciPy) that cannot be converted as asked."""
