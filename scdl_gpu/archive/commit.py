@@ -1,0 +1,262 @@
+"""Directories that appear, and change, all at once.
+
+Knows names, locks and durability, not what the files hold. A directory is built complete as a hidden
+sibling, made durable, and put in place by one rename; a change hard-links what stays the same, so it
+costs the bytes that differ, and a second name for each file that does not. Readers need no lock: what
+they have open stays as it was.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import weakref
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from scdl_gpu.errors import ArchiveError
+
+logger = logging.getLogger(__name__)
+
+AT_FDCWD = -100
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_HARD_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
+NO_FLAGS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+
+
+def _rename(source: Path, target: Path, flags: int) -> None:
+    """Rename by renameat2(2) with `flags`; raises OSError, EINVAL or ENOSYS where the file system has no such flag."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError as error:
+        raise OSError(errno.ENOSYS, "this C library has no renameat2", os.fspath(target)) from error
+    if renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flags) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), os.fspath(source), None, os.fspath(target))
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_tree(directory: Path) -> None:
+    """Make every new file below `directory`, and every directory, durable; files with a second name are durable already."""
+    for parent, _, names in os.walk(directory, topdown=False):
+        for name in names:
+            file = Path(parent, name)
+            if file.stat().st_nlink == 1:
+                _fsync(file)
+        _fsync(Path(parent))
+
+
+def _link_tree(source: Path, target: Path, replaced: Collection[str]) -> None:
+    """Give every file below `source` a second name below `target`, but not those that `replaced` names."""
+    for parent, directories, names in os.walk(source):
+        relative = Path(parent).relative_to(source)
+        directories[:] = [name for name in directories if str(relative / name) not in replaced]
+        (target / relative).mkdir(exist_ok=True)
+        for name in names:
+            if str(relative / name) in replaced:
+                continue
+            try:
+                os.link(Path(parent, name), target / relative / name)
+            except OSError as error:
+                if error.errno not in NO_HARD_LINKS:
+                    raise
+                shutil.copy2(Path(parent, name), target / relative / name)
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory tree that no reader can find any more; what cannot be removed waits for the next writer."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        logger.warning("%s is left over and could not be removed: %s", path, error)
+
+
+def _lock(path: Path) -> int:
+    """Take the writers' lock of the archive at `path`; returns its file descriptor.
+
+    Raises ArchiveError where another writer holds it. The lock file is removed with the lock; a writer
+    that locked a removed file tries anew.
+    """
+    file = path.with_name(f".{path.name}.lock")
+    while True:
+        fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(fd)
+            raise ArchiveError(
+                f"{path}: another writer is at work (it holds {file}); wait for it to end, "
+                f"or save or delete the dataset that is being made there"
+            ) from error
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), file.stat()):
+                return fd
+        os.close(fd)
+
+
+def _unlock(path: Path, fd: int) -> None:
+    path.with_name(f".{path.name}.lock").unlink(missing_ok=True)
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
+
+
+def _abandon(path: Path, directory: Path, fd: int, owner: int) -> None:
+    """Forget a directory that was never committed; a forked child has no say in it."""
+    if os.getpid() == owner:
+        _remove(directory)
+        _unlock(path, fd)
+
+
+@contextlib.contextmanager
+def _space_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk into an ArchiveError that says where and how full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise ArchiveError(
+            f"{path}: no space left while writing ({free_bytes(path.parent):,} bytes free on that file system); "
+            f"nothing was changed: make room, or write elsewhere"
+        ) from error
+
+
+def free_bytes(directory: Path) -> int:
+    """Bytes that an ordinary user may still write on the file system of `directory`."""
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
+class Staging:
+    """A hidden sibling of `path` that becomes the directory at `path` in one step.
+
+    Write into `directory`, then `commit`; as a context manager, leaving without an exception commits and
+    leaving with one discards. An object that is dropped discards. Never modify a hard-linked file in
+    place: name it in `replaced`, or unlink it first.
+    """
+
+    def __init__(self, path: Path, directory: Path, lock: int, *, exchange: bool) -> None:
+        self.path = path
+        self.directory = directory
+        self._exchange = exchange
+        self._lock = lock
+        self._abandon = weakref.finalize(self, _abandon, path, directory, lock, os.getpid())
+
+    @classmethod
+    def create(cls, path: Path, *, needed_bytes: int = 0) -> Self:
+        """Begin a new directory at `path`, which must not exist; its parents are made.
+
+        Raises FileExistsError where something is at `path`, ArchiveError where another writer works there
+        or the file system has less than `needed_bytes` free.
+        """
+        path = Path(os.path.realpath(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return cls._begin(path, needed_bytes, exchange=False)
+
+    @classmethod
+    def change(cls, path: Path, *, replaced: Collection[str] = (), needed_bytes: int = 0) -> Self:
+        """Begin a changed copy of the directory at `path`: its files by hard link, but not those in `replaced`.
+
+        replaced: names relative to `path`, of files or whole directories.
+        Raises FileNotFoundError where nothing is at `path`, otherwise as `create`.
+        """
+        path = Path(os.path.realpath(path))
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path}: no directory to change")
+        staging = cls._begin(path, needed_bytes, exchange=True)
+        with staging._discarding():
+            _link_tree(path, staging.directory, replaced)
+        return staging
+
+    @classmethod
+    def _begin(cls, path: Path, needed_bytes: int, *, exchange: bool) -> Self:
+        lock = _lock(path)
+        try:
+            if not exchange and os.path.lexists(path):
+                raise FileExistsError(f"{path} exists already; choose another path, or remove it first")
+            for stale in path.parent.glob(f".{path.name}.staging-*"):
+                _remove(stale)
+            free = free_bytes(path.parent)
+            if needed_bytes > free:
+                raise ArchiveError(
+                    f"{path}: needs {needed_bytes:,} bytes, the file system has {free:,} free; make room, or write elsewhere"
+                )
+            directory = path.with_name(f".{path.name}.staging-{secrets.token_hex(4)}")
+            with _space_errors(path):
+                directory.mkdir()
+        except BaseException:
+            _unlock(path, lock)
+            raise
+        return cls(path, directory, lock, exchange=exchange)
+
+    def commit(self) -> None:
+        """Make `directory` durable and put it at `path` in one rename; then drop what it replaces."""
+        with self._discarding():
+            _sync_tree(self.directory)
+            if self._exchange:
+                self._swap()
+            else:
+                self._place()
+            _fsync(self.path.parent)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove `directory` and release the lock; harmless after `commit`."""
+        self._abandon()
+
+    def _place(self) -> None:
+        try:
+            _rename(self.directory, self.path, RENAME_NOREPLACE)
+        except OSError as error:
+            if error.errno not in NO_FLAGS:
+                raise
+            if os.path.lexists(self.path):
+                raise FileExistsError(f"{self.path} exists already; choose another path, or remove it first") from error
+            self.directory.rename(self.path)
+
+    def _swap(self) -> None:
+        try:
+            _rename(self.directory, self.path, RENAME_EXCHANGE)
+        except OSError as error:
+            if error.errno not in NO_FLAGS:
+                raise
+            raise ArchiveError(
+                f"{self.path}: this file system cannot exchange two directories, so an archive on it cannot be changed in place; "
+                f"write the result elsewhere with output_path="
+            ) from error
+
+    @contextlib.contextmanager
+    def _discarding(self) -> Iterator[None]:
+        try:
+            with _space_errors(self.path):
+                yield
+        except BaseException:
+            self.discard()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if value is None:
+            self.commit()
+            return
+        with self._discarding():
+            raise value
