@@ -1,0 +1,47 @@
+# Needs python3 (>= 3.11), make and a C++ compiler; everything else goes into $(VENV).
+#
+#   make demo      convert a real file (generated data where there is none), iterate shuffled batches, print cells/s
+#   make test      lint, types and every test that is neither exhaustive nor needs a GPU
+#   make test-all  the same with the exhaustive tests
+#   make check     lint, types and the house rules only
+#
+# PYTHON=python3.12, VENV=/elsewhere, PYTEST_ARGS="-k header", SCDL_TEST_DATA=/folder/of/h5ad
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export NUMBA_CACHE_DIR := $(abspath $(VENV))/numba-cache
+
+.PHONY: demo test test-all check lint env clean
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: lint
+	$(BIN)/python -m pytest -q -m "not gpu and not exhaustive" $(PYTEST_ARGS)
+
+test-all: lint
+	$(BIN)/python -m pytest -q -m "not gpu" $(PYTEST_ARGS)
+
+check: lint
+	$(BIN)/python -m pytest -q tests/house $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict
+
+env: $(STAMP)
+
+# torch goes first: its pinned build decides what the rest, bionemo-scdl among it, is resolved against.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: Python 3.11 or newer is needed; try make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "no venv module: install it (Debian, Ubuntu: apt-get install python3-venv), or name another Python: make PYTHON=..."; exit 1; }
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,dask]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis demo-data
