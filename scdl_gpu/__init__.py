@@ -1,3 +1,5 @@
 """Single-cell batches assembled where they are needed: the public names, nothing else."""
 
-__version__ = "0.1.0"
+from scdl_gpu.version import __version__
+
+__all__ = ["__version__"]

@@ -285,7 +285,8 @@ def merge_headers(header1: SCDLHeader, header2: SCDLHeader) -> SCDLHeader:
     """
     if not validate_header_compatibility(header1, header2):
         raise HeaderSerializationError(
-            f"Headers are not compatible: {header1!r} and {header2!r} need one major version, one backend and no name in common"
+            f"Headers are not compatible: versions {header1.version} and {header2.version}, backends {header1.backend!r} and "
+            f"{header2.backend!r}, names in common {sorted(_names(header1) & _names(header2))}; expected one major version, one backend, no such name"
         )
     newer = header1 if header1.version.minor >= header2.version.minor else header2
     return SCDLHeader(newer.version, header1.backend, header1.arrays + header2.arrays, header1.feature_indices + header2.feature_indices)

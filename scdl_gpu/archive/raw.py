@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scdl_gpu.archive.constants import FLOAT_ORDER, INT_ORDER, FileNames
 from scdl_gpu.archive.features import ObservedFeatureIndex, RowFeatureIndex, VariableFeatureIndex
+from scdl_gpu.archive.graphs import Graph, open_neighbors, open_obsm, open_obsp
 from scdl_gpu.archive.header import SCDLHeader
+from scdl_gpu.archive.maps import Array, map_array, size_bytes
 from scdl_gpu.errors import ArchiveError, MissingFileError
 
 Generation = Literal["A", "B", "C", "D"]
-Array = np.memmap[Any, np.dtype[Any]]
 
 DEFAULT_DTYPES: dict[str, str] = {
     FileNames.DATA.value: "float32",
@@ -33,16 +33,6 @@ DEFAULT_DTYPES: dict[str, str] = {
 """dtype of each array file where nothing says otherwise."""
 
 ARRAY_FILES = (FileNames.DATA.value, FileNames.ROWPTR.value, FileNames.COLPTR.value)
-NEIGHBOR_FILES = (FileNames.NEIGHBOR_INDICES_PTR.value, FileNames.NEIGHBOR_INDICES.value, FileNames.NEIGHBOR_VALUES.value)
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbors:
-    """The neighbour graph: a CSR over the rows. indptr uint64 (rows + 1,), indices uint32, data float32."""
-
-    indptr: Array
-    indices: Array
-    data: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +48,9 @@ class RawArchive:
     data: Array
     var: VariableFeatureIndex
     obs: ObservedFeatureIndex
-    neighbors: Neighbors | None
+    neighbors: Graph | None
+    obsm: dict[str, Array]
+    obsp: dict[str, Graph]
     generation: Generation
     canonical: bool = field(default=False)
 
@@ -73,7 +65,7 @@ class RawArchive:
         return int(self.data.size)
 
 
-def open_raw(path: Path, *, writable: bool = False, neighbors: bool = False, data_dtype: str | None = None) -> RawArchive:
+def open_raw(path: Path, *, writable: bool = False, data_dtype: str | None = None) -> RawArchive:
     """Open the raw archive at `path`, of any generation.
 
     data_dtype: dtype of data.npy where no header tells it; with a header it must agree, except where the
@@ -86,7 +78,7 @@ def open_raw(path: Path, *, writable: bool = False, neighbors: bool = False, dat
             raise MissingFileError(f"{path}: no such directory; an archive is expected here")
         before = path.stat()
         try:
-            archive = _open(path, writable=writable, with_neighbors=neighbors, data_dtype=data_dtype)
+            archive = _open(path, writable=writable, data_dtype=data_dtype)
         except ArchiveError:
             if _same_directory(path, before.st_dev, before.st_ino):
                 raise
@@ -103,19 +95,18 @@ def _same_directory(path: Path, device: int, inode: int) -> bool:
     return (now.st_dev, now.st_ino) == (device, inode)
 
 
-def _open(path: Path, *, writable: bool, with_neighbors: bool, data_dtype: str | None) -> RawArchive:
+def _open(path: Path, *, writable: bool, data_dtype: str | None) -> RawArchive:
     metadata = _read_metadata(path)
     header = _read_header(path)
     var, var_directory = _load_features(path, VariableFeatureIndex, (FileNames.VAR_FEATURES.value, FileNames.FEATURES.value))
     obs, _ = _load_features(path, ObservedFeatureIndex, (FileNames.OBS_FEATURES.value,))
-    sizes = {name: _size_bytes(path, name) for name in ARRAY_FILES}
+    sizes = {name: size_bytes(path, name) for name in ARRAY_FILES}
     n_rows_expected = var.number_of_rows() or metadata.get("num_rows")
     dtypes = _dtypes(path, header, sizes, n_rows_expected, data_dtype)
-    data, indptr, indices = (_map(path, name, dtypes[name], writable=writable) for name in ARRAY_FILES)
+    data, indptr, indices = (map_array(path, name, dtypes[name], writable=writable) for name in ARRAY_FILES)
     _check_lengths(path, header, indptr, indices, data, var, obs)
-    graph = _open_neighbors(path, dtypes, int(indptr.size) - 1, writable=writable) if with_neighbors else None
-    nnz = int(data.size)
-    marked = metadata.get("canonical") is True and metadata.get("num_rows") == indptr.size - 1 and metadata.get("nnz") == nnz
+    n_rows, nnz = int(indptr.size) - 1, int(data.size)
+    marked = metadata.get("canonical") is True and metadata.get("num_rows") == n_rows and metadata.get("nnz") == nnz
     return RawArchive(
         path=path,
         header=header,
@@ -126,7 +117,9 @@ def _open(path: Path, *, writable: bool, with_neighbors: bool, data_dtype: str |
         data=data,
         var=var,
         obs=obs,
-        neighbors=graph,
+        neighbors=open_neighbors(path, dtypes),
+        obsm=open_obsm(path, metadata, n_rows),
+        obsp=open_obsp(path, metadata, n_rows),
         generation=_generation(path, header, var_directory),
         canonical=marked,
     )
@@ -160,13 +153,6 @@ def _load_features[Index: RowFeatureIndex](path: Path, kind: type[Index], names:
     return kind(), None
 
 
-def _size_bytes(path: Path, name: str) -> int:
-    try:
-        return (path / name).stat().st_size
-    except FileNotFoundError as error:
-        raise MissingFileError(f"The mmap file at {path / name} is missing; the copy is incomplete: copy it again") from error
-
-
 def _dtypes(
     path: Path, header: SCDLHeader | None, sizes: dict[str, int], n_rows: int | None, data_dtype: str | None
 ) -> dict[str, str]:
@@ -195,7 +181,7 @@ def _headerless_dtypes(path: Path, sizes: dict[str, int], n_rows: int | None, da
         pointer_bytes = 8
     if sizes[indptr] < pointer_bytes:
         raise ArchiveError(f"{path / indptr}: {sizes[indptr]} bytes, expected at least {pointer_bytes}; copy the archive again")
-    nnz = int(_map(path, indptr, f"uint{8 * pointer_bytes}", writable=False)[-1])
+    nnz = int(map_array(path, indptr, f"uint{8 * pointer_bytes}", writable=False)[-1])
     column_bytes, data_bytes = ((sizes[name] / nnz if nnz else 4) for name in (indices, data))
     if column_bytes not in (1, 2, 4, 8):
         raise ArchiveError(
@@ -208,22 +194,10 @@ def _headerless_dtypes(path: Path, sizes: dict[str, int], n_rows: int | None, da
                 f"{path / data}: {sizes[data]:,} bytes for {nnz:,} values, and no header.sch says of which dtype; "
                 f"open the archive with data_dtype=, one of {INT_ORDER + FLOAT_ORDER}"
             )
-        warnings.warn(f"SCDL header missing: {path} has no header.sch; its values are taken for float32", UserWarning, stacklevel=2)
+        warnings.warn(f"SCDL header missing at {path / FileNames.HEADER.value}; the values are taken for float32", UserWarning, stacklevel=2)
     elif data_bytes != np.dtype(data_dtype).itemsize and nnz:
         raise ArchiveError(f"{path / data}: {data_bytes:g} bytes a value, which data_dtype {data_dtype!r} cannot be; try another data_dtype")
     return {data: data_dtype or "float32", indptr: f"uint{8 * pointer_bytes}", indices: f"uint{8 * int(column_bytes)}"}
-
-
-def _map(path: Path, name: str, dtype: str, *, writable: bool) -> Array:
-    size_bytes, item = _size_bytes(path, name), np.dtype(dtype).itemsize
-    if size_bytes % item:
-        raise ArchiveError(
-            f"{path / name} holds {size_bytes:,} bytes, which is no multiple of {item} ({dtype}); "
-            f"the copy is incomplete: copy it again, or convert the source anew"
-        )
-    if size_bytes == 0:
-        return np.empty(0, dtype).view(np.memmap)
-    return np.memmap(path / name, dtype=dtype, mode="r+" if writable else "r")
 
 
 def _check_lengths(
@@ -261,25 +235,6 @@ def _check_lengths(
                 f"{path}: the {type(index).__name__} describes {index.number_of_rows():,} rows, the row pointers {indptr.size - 1:,}; "
                 f"copy the archive again, or convert the source anew"
             )
-
-
-def _open_neighbors(path: Path, dtypes: dict[str, str], n_rows: int, *, writable: bool) -> Neighbors | None:
-    missing = [name for name in NEIGHBOR_FILES if not (path / name).exists()]
-    if missing:
-        warnings.warn(
-            f"Neighbor loading was requested but neighbor files are missing: {', '.join(missing)} in {path}; "
-            f"convert the source again with load_neighbors=True (or obsp=)",
-            UserWarning,
-            stacklevel=2,
-        )
-        return None
-    indptr, indices, data = (_map(path, name, dtypes[name], writable=writable) for name in NEIGHBOR_FILES)
-    if indptr.size != n_rows + 1 or int(indptr[0]) != 0 or int(indptr[-1]) != indices.size or indices.size != data.size:
-        raise ArchiveError(
-            f"{path / NEIGHBOR_FILES[0]}: {indptr.size:,} pointers, {indices.size:,} neighbours and {data.size:,} weights for {n_rows:,} rows; "
-            f"expected {n_rows + 1:,} pointers from 0 to the number of neighbours; convert the source again"
-        )
-    return Neighbors(indptr, indices, data)
 
 
 def _generation(path: Path, header: SCDLHeader | None, var_directory: str | None) -> Generation:

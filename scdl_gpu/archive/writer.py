@@ -17,10 +17,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-import scdl_gpu
 from scdl_gpu.archive.constants import ArrayDType, Backend, FileNames
 from scdl_gpu.archive.features import ObservedFeatureIndex, RowFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.header import ArrayInfo, FeatureIndexInfo, SCDLHeader
+from scdl_gpu.version import __version__
 
 WRITEBACK_BYTES = 32 << 20
 COPY_BYTES = 8 << 20
@@ -124,7 +124,7 @@ def finish(
     nnz, rows = arrays[0].length, arrays[1].length - 1
     metadata = {"num_rows": rows, "nnz": nnz, "canonical": canonical, **(extra or {})}
     (directory / FileNames.METADATA.value).write_text(json.dumps(metadata))
-    (directory / FileNames.VERSION.value).write_text(json.dumps(scdl_gpu.__version__))
+    (directory / FileNames.VERSION.value).write_text(json.dumps(__version__))
 
 
 def _feature_info(directory: Path, name: FileNames, index: RowFeatureIndex) -> FeatureIndexInfo:

@@ -1,0 +1,119 @@
+"""What assembles batches: the CPU, by kernels/cpu.py on as many threads as torch uses.
+
+Knows arrays and threads, not archives or epochs. A batch is split over threads only where nothing runs
+ahead of it: in a DataLoader's worker torch uses one thread, and so does this. Below SPLIT_ELEMENTS a
+second thread costs more than it copies (about 20 us to wake it).
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+SPLIT_ELEMENTS = 1 << 15
+BATCH_DTYPES = {"uint16": np.dtype(np.int32), "uint32": np.dtype(np.int64)}
+"""Values of a batch whose stored dtype torch cannot compute on; uint64 is checked and converted by its reader."""
+
+
+@dataclass(frozen=True, slots=True)
+class Csr:
+    """Gathered rows: indptr (b + 1,) and indices (nnz,) of one signed dtype, data (nnz,) in the batch's dtype."""
+
+    indptr: NDArray[Any]
+    indices: NDArray[Any]
+    data: NDArray[Any]
+
+
+class GatherError(Exception):
+    """A row of the source that cannot be gathered: `position` in the batch, `fault` in words."""
+
+    def __init__(self, position: int, fault: str) -> None:
+        super().__init__(position, fault)
+        self.position = position
+        self.fault = fault
+
+
+def index_dtype(n_rows: int, n_vars: int, nnz: int) -> np.dtype[Any]:
+    """The one dtype of a batch's row pointers and columns: int32 if n_rows full rows fit, so that it does not change from batch to batch."""
+    return np.dtype(np.int32 if max(n_rows * n_vars, nnz) < 2**31 else np.int64)
+
+
+def gather_csr(indptr: NDArray[Any], indices: NDArray[Any], data: NDArray[Any], rows: Ints, *, n_vars: int) -> Csr:
+    """Gather `rows` of a CSR of `n_vars` columns into one CSR, ascending within each row.
+
+    indptr: (n + 1,) unsigned; indices, data: (nnz,) in stored dtypes; rows: (b,) int64, each 0 <= row < n.
+    Returns arrays of its own. Raises GatherError at a row with bad pointers, a column out of range or twice.
+    """
+    from scdl_gpu.kernels import cpu
+
+    starts = np.empty(rows.size, np.int64)
+    pointers = np.empty(rows.size + 1, np.int64)
+    bad = cpu.row_pointers(indptr, rows, indices.size, starts, pointers)
+    if bad != cpu.OK:
+        raise GatherError(int(bad), f"row pointers {indptr[rows[bad]]} and {indptr[rows[bad] + 1]}, expected 0 <= start <= stop <= {indices.size}")
+    nnz = int(pointers[-1])
+    out = Csr(
+        pointers.astype(index_dtype(rows.size, n_vars, nnz), copy=False),
+        np.empty(nnz, index_dtype(rows.size, n_vars, nnz)),
+        np.empty(nnz, BATCH_DTYPES.get(data.dtype.name, data.dtype)),
+    )
+    columns_in, bits_in, bits_out = indices, _bits(data), _bits(out.data)
+    faults = []
+
+    def copy(first: int, last: int) -> None:
+        found = np.full(2, cpu.OK, np.int64)
+        faults.append(found)
+        cpu.gather_csr(starts, columns_in, bits_in, n_vars, first, last, pointers, out.indices, bits_out, found)
+
+    _split(copy, pointers)
+    _raise_faults(faults, out, n_vars)
+    return out
+
+
+def _bits(array: NDArray[Any]) -> NDArray[Any]:
+    """The same memory as unsigned integers: one kernel then serves every dtype of a width."""
+    return array.view(f"u{array.dtype.itemsize}")
+
+
+def _raise_faults(faults: list[Ints], out: Csr, n_vars: int) -> None:
+    from scdl_gpu.kernels import cpu
+
+    for place, text in ((cpu.OUT_OF_RANGE, f"a column outside 0..{n_vars - 1}"), (cpu.DUPLICATE, "a column twice")):
+        positions = [int(found[place]) for found in faults if found[place] != cpu.OK]
+        if positions:
+            position = min(positions)
+            columns = out.indices[out.indptr[position] : out.indptr[position + 1]]
+            wrong = columns[(columns < 0) | (columns >= n_vars)] if place == cpu.OUT_OF_RANGE else columns[1:][columns[1:] == columns[:-1]]
+            raise GatherError(position, f"{text} (column {int(wrong[0])})")
+
+
+def _split(work: Any, pointers: Ints) -> None:
+    """Run work(first, last) over all positions, on several threads with about as many elements each."""
+    b, nnz = pointers.size - 1, int(pointers[-1])
+    threads = min(torch.get_num_threads(), nnz // SPLIT_ELEMENTS, b)
+    if threads < 2:
+        work(0, b)
+        return
+    cuts = [0, *np.searchsorted(pointers, np.arange(1, threads) * (nnz / threads)).tolist(), b]
+    futures = [_pool(os.getpid()).submit(work, first, last) for first, last in _pairs(cuts[1:])]
+    work(cuts[0], cuts[1])
+    for future in futures:
+        future.result()
+
+
+def _pairs(cuts: list[int]) -> Iterator[tuple[int, int]]:
+    return zip(cuts[:-1], cuts[1:], strict=True)
+
+
+@cache
+def _pool(pid: int) -> ThreadPoolExecutor:
+    """The threads of process `pid`: a forked child has none of its parent's."""
+    return ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 2) - 1), thread_name_prefix="scdl-gather")
