@@ -36,7 +36,7 @@ def imported(source: str, importer: str) -> Iterator[tuple[int, str]]:
 
     Of `from a import b` that is `a.b`: whether `b` is a module or a name of one does not matter to what follows.
     """
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(source, importer)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
