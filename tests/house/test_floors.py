@@ -10,10 +10,10 @@ FLOORS = {
     6: "__init__ cli compat bench",
     5: "loader collection",
     4: "dataset",
-    3: "convert placement collate",
+    3: "convert placement collate neighbors",
     2: "archive backend",
     1: "kernels reader order",
-    0: "errors batch version",
+    0: "errors batch version row_dataset",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 FREE_WITHIN = {"archive", "convert", "cli"}

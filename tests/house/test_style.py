@@ -51,10 +51,13 @@ def faults_in_module(path: Path, source: str) -> list[str]:
 
 
 def faults_in_tests(path: Path, source: str) -> list[str]:
-    """List the tests of one file that have no docstring or check nothing."""
-    tests = [function for function in functions_of(ast.parse(source, str(path))) if function.name.startswith("test_")]
+    """List the tests of one file that have no docstring or check nothing, neither themselves nor through a function of the file."""
+    functions = list(functions_of(ast.parse(source, str(path))))
+    tests = [function for function in functions if function.name.startswith("test_")]
+    checkers = {function.name for function in functions if CHECKS.search(code_of(function))}
     faults = [f"{path}:{test.lineno}: {test.name} has no docstring" for test in tests if not ast.get_docstring(test)]
-    return faults + [f"{path}:{test.lineno}: {test.name} checks nothing" for test in tests if not CHECKS.search(code_of(test))]
+    idle = [test for test in tests if not {test.name, *re.findall(r"\w+", code_of(test))} & checkers]
+    return faults + [f"{path}:{test.lineno}: {test.name} checks nothing" for test in idle]
 
 
 def code_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
@@ -145,7 +148,12 @@ def test_tidying_up_is_no_fault() -> None:
 
 def test_faults_of_tests_are_found() -> None:
     """A test without a docstring and one that checks nothing are named."""
-    source = 'def test_a():\n    assert 1\ndef test_b():\n    """Assert that raises."""\n    f()'
+    source = (
+        "def test_a():\n    assert 1\n"
+        "def test_b():\n    'Assert that raises.'\n    f()\n"
+        "def g():\n    assert 1\n"
+        "def test_c():\n    'Check by g.'\n    g()"
+    )
 
     faults = faults_in_tests(Path("tests/test_x.py"), source)
 
