@@ -216,7 +216,7 @@ class SCDLHeader:
             "endianness": self.endianness.name,
             "backend": self.backend.name,
             "arrays": [_entry_as_dict(array) for array in self.arrays],
-            "feature_indices": [_entry_as_dict(index) | {"index_files": index.index_files} for index in self.feature_indices],
+            "feature_indices": [_entry_as_dict(index, index_files=index.index_files) for index in self.feature_indices],
         }
 
 
@@ -286,7 +286,7 @@ def merge_headers(header1: SCDLHeader, header2: SCDLHeader) -> SCDLHeader:
     if not validate_header_compatibility(header1, header2):
         raise HeaderSerializationError(
             f"Headers are not compatible: versions {header1.version} and {header2.version}, backends {header1.backend!r} and "
-            f"{header2.backend!r}, names in common {sorted(_names(header1) & _names(header2))}; expected one major version, one backend, no such name"
+            f"{header2.backend!r}, names in common {sorted(_names(header1) & _names(header2))}; expected one, one and none"
         )
     newer = header1 if header1.version.minor >= header2.version.minor else header2
     return SCDLHeader(newer.version, header1.backend, header1.arrays + header2.arrays, header1.feature_indices + header2.feature_indices)
@@ -308,9 +308,9 @@ def _remove(entries: list[_Entry], name: str) -> bool:
     return True
 
 
-def _entry_as_dict(entry: ArrayInfo | FeatureIndexInfo) -> dict[str, Any]:
+def _entry_as_dict(entry: ArrayInfo | FeatureIndexInfo, **more: list[str]) -> dict[str, Any]:
     shape = list(entry.shape) if entry.shape else None
-    return {"name": entry.name, "length": entry.length, "dtype": entry.dtype.name, "shape": shape}
+    return {"name": entry.name, "length": entry.length, "dtype": entry.dtype.name, **more, "shape": shape}
 
 
 def _read_version(data: bytes, *, refuse_newer: bool = True) -> SCDLVersion:
