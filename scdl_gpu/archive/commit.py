@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import glob
 import logging
 import os
 import secrets
@@ -51,9 +52,22 @@ def _fsync(path: Path) -> None:
         os.close(fd)
 
 
+def _make_directory(directory: Path) -> None:
+    """Make a directory, and those above it that are missing, durably."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _fsync(path.parent)
+
+
+def _raise(error: OSError) -> None:
+    """Stop a walk at what it cannot read, which it would pass over."""
+    raise error
+
+
 def _sync_tree(directory: Path) -> None:
     """Make every new file below `directory`, and every directory, durable; files with a second name are durable already."""
-    for parent, _, names in os.walk(directory, topdown=False):
+    for parent, _, names in os.walk(directory, topdown=False, onerror=_raise):
         for name in names:
             file = Path(parent, name)
             if file.stat().st_nlink == 1:
@@ -63,19 +77,19 @@ def _sync_tree(directory: Path) -> None:
 
 def _link_tree(source: Path, target: Path, replaced: Collection[str]) -> None:
     """Give every file below `source` a second name below `target`, but not those that `replaced` names."""
-    for parent, directories, names in os.walk(source):
+    for parent, directories, names in os.walk(source, onerror=_raise):
         relative = Path(parent).relative_to(source)
         directories[:] = [name for name in directories if str(relative / name) not in replaced]
         (target / relative).mkdir(exist_ok=True)
-        for name in names:
+        for name in (*names, *(name for name in directories if Path(parent, name).is_symlink())):
             if str(relative / name) in replaced:
                 continue
             try:
-                os.link(Path(parent, name), target / relative / name)
+                os.link(Path(parent, name), target / relative / name, follow_symlinks=False)
             except OSError as error:
                 if error.errno not in NO_HARD_LINKS:
                     raise
-                shutil.copy2(Path(parent, name), target / relative / name)
+                shutil.copy2(Path(parent, name), target / relative / name, follow_symlinks=False)
 
 
 def _remove(path: Path) -> None:
@@ -132,8 +146,9 @@ def _space_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
+        existing = next(parent for parent in path.parents if parent.exists())
         raise ArchiveError(
-            f"{path}: no space left while writing ({free_bytes(path.parent):,} bytes free on that file system); "
+            f"{path}: no space left while writing ({free_bytes(existing):,} bytes free on that file system); "
             f"nothing was changed: make room, or write elsewhere"
         ) from error
 
@@ -167,7 +182,6 @@ class Staging:
         or the file system has less than `needed_bytes` free.
         """
         path = Path(os.path.realpath(path))
-        path.parent.mkdir(parents=True, exist_ok=True)
         return cls._begin(path, needed_bytes, exchange=False)
 
     @classmethod
@@ -187,11 +201,13 @@ class Staging:
 
     @classmethod
     def _begin(cls, path: Path, needed_bytes: int, *, exchange: bool) -> Self:
-        lock = _lock(path)
+        with _space_errors(path):
+            _make_directory(path.parent)
+            lock = _lock(path)
         try:
             if not exchange and os.path.lexists(path):
                 raise FileExistsError(f"{path} exists already; choose another path, or remove it first")
-            for stale in path.parent.glob(f".{path.name}.staging-*"):
+            for stale in path.parent.glob(f".{glob.escape(path.name)}.staging-*"):
                 _remove(stale)
             free = free_bytes(path.parent)
             if needed_bytes > free:

@@ -1,0 +1,98 @@
+"""Staging under SIGKILL, refusal and competition."""
+
+import errno
+import os
+
+import pytest
+
+from scdl_gpu.archive.commit import Staging
+
+OPERATIONS = ["staging create", "staging create below new parents", "staging change", "staging change odd name"]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_directory_is_old_or_new_when_writer_is_killed(laboratory, operation, points):
+    """Killed before any call, a writer leaves the old directory or the new one, synced, and the next writer tidies up."""
+    report = laboratory.ask("kill", operation, points=points)
+
+    assert report.faults == []
+    assert set(report.states) == {"old", "new"}
+
+
+@pytest.mark.parametrize(("operation", "op"), [("staging create", "rename_noreplace"), ("staging change", "link")])
+def test_directory_is_old_or_new_where_calls_are_lacking(laboratory, operation, op, points):
+    """Without RENAME_NOREPLACE, and without hard links, the same holds."""
+    report = laboratory.ask("kill_where_refused", operation, points=points, op=op, error=errno.ENOSYS)
+
+    assert report.faults == []
+    assert set(report.states) == {"old", "new"}
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_change_is_refused_where_directories_cannot_be_exchanged(laboratory, error):
+    """A file system without RENAME_EXCHANGE keeps its old directory, and the error names output_path."""
+    report = laboratory.ask("refuse", "staging change", op="exchange", error=error)
+
+    [fault] = report.errors
+    assert report.faults == []
+    assert report.states == ["old"]
+    assert "ArchiveError" in fault.kinds
+    assert "output_path" in fault.message
+    assert f"{fault.directory}/archive" in fault.message
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_second_writer_is_turned_away(laboratory, operation):
+    """While a writer is at work, another gets an ArchiveError that says so and changes nothing."""
+    report = laboratory.ask("contend", operation, points=6)
+
+    assert report.faults == []
+    assert len(report.errors) == 6
+    assert all("ArchiveError" in fault.kinds and "another writer" in fault.message for fault in report.errors)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_staging_is_undone_when_sync_fails(laboratory, operation):
+    """An I/O error of fsync before the rename is raised, and nothing of the new directory is left."""
+    report = laboratory.ask("fail", operation, points=6, mode=3, error=errno.EIO, ops=["fsync"])
+
+    assert report.faults == []
+    assert all("OSError" in fault.kinds for fault in report.errors)
+
+
+def test_change_keeps_symbolic_links(tmp_path):
+    """Links to files and to directories elsewhere are links, and lead there, after a change."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a").write_bytes(b"a")
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive" / "table").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "archive" / "file").symlink_to(tmp_path / "elsewhere" / "a")
+
+    with Staging.change(tmp_path / "archive") as staging:
+        (staging.directory / "b").write_bytes(b"b")
+
+    assert (tmp_path / "archive" / "table").is_symlink()
+    assert (tmp_path / "archive" / "table" / "a").read_bytes() == b"a"
+    assert (tmp_path / "archive" / "file").is_symlink()
+    assert (tmp_path / "archive" / "file").read_bytes() == b"a"
+    assert (tmp_path / "archive" / "b").read_bytes() == b"b"
+
+
+def test_change_refuses_directory_it_cannot_read(tmp_path, monkeypatch):
+    """A directory that cannot be listed is an error; its files are not left out in silence."""
+    (tmp_path / "archive" / "table").mkdir(parents=True)
+    (tmp_path / "archive" / "table" / "a").write_bytes(b"a")
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("table"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refusing)
+        with pytest.raises(PermissionError, match="table"), Staging.change(tmp_path / "archive"):
+            pass
+
+    assert (tmp_path / "archive" / "table" / "a").read_bytes() == b"a"
+    assert list(tmp_path.iterdir()) == [tmp_path / "archive"]

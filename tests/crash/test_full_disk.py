@@ -1,0 +1,114 @@
+"""Full disks: every call that takes space fails from some point on, or a small file system is really full."""
+
+import contextlib
+import errno
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scdl_gpu.archive.commit import Staging
+from scdl_gpu.errors import ArchiveError
+
+FULL = 4
+TAKES_SPACE = ["open", "write", "fwrite", "fflush", "fclose", "fallocate", "mkdir", "link", "symlink"]
+MIB = 2**20
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 2 MiB."""
+    directory = tmp_path / "small"
+    directory.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(directory)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
+    yield directory
+    subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+@pytest.mark.parametrize("operation", ["staging create", "staging create below new parents", "staging change", "staging change odd name"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG], ids=errno.errorcode.get)
+def test_operation_is_undone_when_disk_fills(laboratory, operation, error, points):
+    """Full from any call on, a disk keeps the old state and nothing else; the error names path and bytes; later it works."""
+    report = laboratory.ask("fail", operation, points=points, mode=FULL, error=error, ops=TAKES_SPACE)
+
+    assert report.faults == []
+    assert report.errors
+    for fault in report.errors:
+        assert "ArchiveError" in fault.kinds, fault
+        assert fault.directory in fault.message
+        assert re.search(r"[\d,]+ bytes", fault.message)
+
+
+@pytest.mark.parametrize("operation", ["staging create", "staging change"])
+def test_short_writes_are_continued(laboratory, operation):
+    """Writes that take only half of what they are given lose nothing."""
+    report = laboratory.ask("shorten", operation)
+
+    assert report.faults == []
+
+
+def test_staging_says_how_full_when_really_full(small_disk):
+    """On a file system that is really full nothing is left of the new directory, and there is room again at once."""
+    path = small_disk / "archive"
+
+    with pytest.raises(ArchiveError, match=rf"{path}: no space left.*[\d,]+ bytes free"), Staging.create(path) as staging:
+        (staging.directory / "data").write_bytes(bytes(3 * MIB))
+
+    assert list(small_disk.iterdir()) == []
+    with Staging.create(path) as staging:
+        (staging.directory / "data").write_bytes(bytes(1 * MIB))
+    assert (path / "data").stat().st_size == 1 * MIB
+
+
+def test_change_keeps_old_directory_when_really_full(small_disk):
+    """A change that does not fit leaves the old directory, and one that fits works afterwards."""
+    path = small_disk / "archive"
+    with Staging.create(path) as staging:
+        (staging.directory / "data").write_bytes(b"1" * MIB)
+
+    with pytest.raises(ArchiveError, match="no space left"), Staging.change(path, replaced=("data",)) as staging:
+        (staging.directory / "data").write_bytes(b"2" * 2 * MIB)
+    with Staging.change(path, replaced=("data",)) as staging:
+        (staging.directory / "data").write_bytes(b"3" * 1000)
+
+    assert (path / "data").read_bytes() == b"3" * 1000
+    assert list(small_disk.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("begin", [Staging.create, Staging.change])
+def test_staging_is_refused_when_need_is_known(tmp_path, begin):
+    """What is known not to fit is refused before anything is written, naming needed and free bytes."""
+    path = tmp_path / "archive"
+    if begin == Staging.change:
+        path.mkdir()
+    before = sorted(tmp_path.iterdir())
+
+    with pytest.raises(ArchiveError, match=rf"{path}: needs 1,000,000,000,000,000,000 bytes, .* has [\d,]+ free"):
+        begin(path, needed_bytes=10**18)
+
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_file_size_limit_is_a_full_disk(tmp_path):
+    """A limit on file sizes (ulimit -f) is reported as a full disk is, and leaves nothing."""
+    import resource
+    import signal
+
+    path = tmp_path / "archive"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))
+    with contextlib.ExitStack() as undo:
+        undo.callback(signal.signal, signal.SIGXFSZ, handler)
+        undo.callback(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
+
+        with pytest.raises(ArchiveError, match="no space left"), Staging.create(path) as staging:
+            (staging.directory / "data").write_bytes(bytes(2 * MIB))
+
+    assert list(tmp_path.iterdir()) == []
