@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 FLOORS = {
-    6: "__init__ cli compat bench",
-    5: "loader collection",
-    4: "dataset",
+    7: "__init__ cli compat bench",
+    6: "loader collection",
+    5: "dataset",
+    4: "rows",
     3: "convert placement collate neighbors",
     2: "archive backend",
     1: "kernels reader order",
