@@ -1,6 +1,7 @@
 """Imports point down: the house has floors, and a module sees only those below its own."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +81,15 @@ def test_imports_point_down(root: Path, modules: list[Path]) -> None:
     faults = [fault for path in modules for fault in faults_in((root / path).read_text(), module_name(path))]
 
     assert not faults, "\n".join(faults)
+
+
+def test_readme_draws_the_floors(root: Path) -> None:
+    """The table of floors in the README is the one that is tested."""
+    drawn = re.findall(r"^(\d)  (\w.*)$", (root / "README.md").read_text(), re.MULTILINE)
+
+    floors = {int(floor): sorted(rooms.replace("/", "").split()) for floor, rooms in drawn}
+
+    assert floors == {floor: sorted(rooms.split()) for floor, rooms in FLOORS.items()}
 
 
 @pytest.mark.parametrize(
