@@ -1,0 +1,209 @@
+"""Sources into whole archives: one at a time here, or many through an executor, then joined.
+
+Knows the order of the work and the names of files; reading, casting and writing rows is done below. A source
+is converted in one process; processes share nothing but the staging directory.
+"""
+
+import dataclasses
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scdl_gpu.archive.commit import Staging
+from scdl_gpu.archive.constants import FileNames
+from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
+from scdl_gpu.archive.join import join
+from scdl_gpu.archive.raw import open_raw
+from scdl_gpu.archive.writer import finish
+from scdl_gpu.convert.extras import write_extras
+from scdl_gpu.convert.source import Source, open_source
+from scdl_gpu.convert.values import EVERY, holding, narrowest
+from scdl_gpu.convert.write import Written, check_data_dtype, progress_bar, size_bytes, write_matrix
+from scdl_gpu.errors import SourceError
+
+logger = logging.getLogger(__name__)
+
+MAX_WORKERS = 8
+PIECE = 1 << 20
+WORTH_A_PROCESS_BYTES = 64 << 20
+"""Files that are smaller together are converted before worker processes would have started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is asked of each source; see `convert_h5ad`."""
+
+    x: str = "auto"
+    data_dtype: str = "auto"
+    tolerance: float | None = 0.0
+    canonical: bool = True
+    obs: bool = True
+    obsm: tuple[str, ...] = ()
+    obsp: tuple[str, ...] = ()
+    progress: bool | None = None
+    part: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One converted source: where it lies, which matrix was taken, what was written."""
+
+    directory: Path
+    label: str | None
+    x: str
+    written: Written
+
+
+def convert(sources: Sequence[Any], archive: Path, options: Options, executor: Executor | None) -> None:
+    """Convert sources into one archive at `archive`, which must not exist."""
+    check_data_dtype(options.data_dtype)
+    if os.path.lexists(archive):
+        raise FileExistsError(f"{archive} exists already; choose another path, or remove it first")
+    needed = 0
+    for source in sources:
+        with open_source(source, options.x) as opened:
+            needed += size_bytes(opened.matrix, options.data_dtype)
+    if len(sources) == 1:
+        with Staging.create(archive, needed_bytes=needed) as staging:
+            _say(convert_source(sources[0], _label(sources[0]), staging.directory, options))
+        return
+    with Staging.create(archive, needed_bytes=2 * needed) as staging:
+        _convert_many(sources, staging.directory, options, executor)
+
+
+def convert_source(source: Any, label: str | None, directory: Path, options: Options) -> Part:
+    """Convert one source into an archive in `directory`, which must exist and be empty."""
+    if not directory.is_dir():
+        raise SourceError(f"{directory} is not visible to this process; every worker of the executor must see the archive's file system")
+    with open_source(source, options.x, obs=options.obs) as opened:
+        opened.label = label
+        var, obs = _features(opened)
+        written = write_matrix(
+            opened.matrix,
+            directory,
+            data_dtype=options.data_dtype,
+            tolerance=options.tolerance,
+            canonical=options.canonical,
+            progress=options.progress,
+        )
+        extra = write_extras(opened, directory, options.obsm, options.obsp, always_exact=options.part)
+        extra |= {"x": opened.x, "source": [label]}
+        finish(directory, dtypes=written.dtypes, var=var, obs=obs, canonical=written.canonical, extra=extra)
+        return Part(directory, label, opened.x, written)
+
+
+def _features(source: Source) -> tuple[VariableFeatureIndex, ObservedFeatureIndex]:
+    """Read var and obs into feature indices of one block each."""
+    var, obs = VariableFeatureIndex(), ObservedFeatureIndex()
+    frame = source.var()
+    var.append_features(source.matrix.shape[0], frame.features("var_feature_id"), source.label, names=frame.names)
+    frame = source.obs()
+    obs.append_features(frame.features("obs_feature_id"), source.label, names=frame.names)
+    return var, obs
+
+
+def _convert_many(sources: Sequence[Any], directory: Path, options: Options, executor: Executor | None) -> None:
+    folders = [directory / "parts" / f"{k:06d}" for k in range(len(sources))]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    part_options = dataclasses.replace(options, progress=False, part=True)
+    with progress_bar(len(sources), "files", str(directory.parent), options.progress) as bar:
+        parts = []
+        for part in _parts(sources, folders, part_options, executor):
+            parts.append(part)
+            bar.update(1)
+    parts.sort(key=lambda part: part.directory)
+    _check_same_matrix(parts)
+    _join_parts(parts, directory, options)
+    _remove_parts(directory / "parts")
+
+
+def _parts(sources: Sequence[Any], folders: Sequence[Path], options: Options, executor: Executor | None) -> Iterator[Part]:
+    """Convert each source into its folder; files in the executor, objects in memory here."""
+    files = [k for k, source in enumerate(sources) if isinstance(source, str | os.PathLike)]
+    size = sum(Path(sources[k]).stat().st_size for k in files)
+    with _executor(executor, len(files), size) as pool:
+        remote = set() if pool is None else set(files)
+        futures: list[Future[Part]] = []
+        try:
+            for k in remote:
+                path = Path(sources[k]).absolute()
+                futures.append(pool.submit(convert_source, path, _label(sources[k]), folders[k], options))  # type: ignore[union-attr]
+            for k in sorted(set(range(len(sources))) - remote):
+                yield convert_source(sources[k], _label(sources[k]), folders[k], options)
+            for future in futures:
+                yield future.result()
+        except BrokenExecutor as error:
+            raise SourceError(f"a worker died while converting ({error}); out of memory? Pass an executor= with fewer workers") from error
+        finally:
+            wait([future for future in futures if not future.cancel()])
+
+
+@contextmanager
+def _executor(executor: Executor | None, n_files: int, size_bytes: int) -> Iterator[Executor | None]:
+    """Give the caller's executor, or processes where they are worth their start, or None."""
+    workers = min(n_files, os.cpu_count() or 1, MAX_WORKERS)
+    if executor is not None:
+        yield executor
+    elif workers < 2 or size_bytes < WORTH_A_PROCESS_BYTES:
+        yield None
+    else:
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield pool
+
+
+def _check_same_matrix(parts: Sequence[Part]) -> None:
+    kinds = {part.x: part.label for part in parts}
+    if len(kinds) > 1:
+        found = ", ".join(f"{x} in {label}" for x, label in kinds.items())
+        raise SourceError(
+            f"the sources do not have the same matrix ({found}); say which with x=: counts and other values must not be mixed"
+        )
+
+
+def _join_parts(parts: Sequence[Part], directory: Path, options: Options) -> None:
+    data_dtype = options.data_dtype
+    if data_dtype == "auto":
+        fitting = frozenset.intersection(EVERY, *(part.written.holding for part in parts))
+        if not fitting:
+            dtypes = ", ".join(f"{part.written.dtypes[FileNames.DATA.value]} in {part.label}" for part in parts)
+            raise SourceError(f"no storable dtype holds the values of all sources exactly ({dtypes}); choose a data_dtype and a tolerance")
+        data_dtype = narrowest(fitting)
+    archives = [open_raw(part.directory) for part in parts]
+    if options.obsp and all(_float32_holds(one.obsp[options.obsp[0]].data) for one in archives):
+        rest = set(options.obsp[1:])
+        archives = [dataclasses.replace(one, obsp={key: graph for key, graph in one.obsp.items() if key in rest}) for one in archives]
+    extra = {"x": parts[0].x, "source": [part.label for part in parts]}
+    join(archives, directory, data_dtype=data_dtype, extra=extra)
+    logger.info("%s: %s of %d sources, values stored as %s", directory, parts[0].x, len(parts), data_dtype)
+
+
+def _float32_holds(values: Any) -> bool:
+    return all("float32" in holding(np.asarray(values[start : start + PIECE])) for start in range(0, values.size, PIECE))
+
+
+def _remove_parts(folder: Path) -> None:
+    for file in sorted(folder.rglob("*"), reverse=True):
+        if file.is_dir():
+            file.rmdir()
+        else:
+            file.unlink()
+    folder.rmdir()
+
+
+def _say(part: Part) -> None:
+    written = part.written
+    dtype = written.dtypes[FileNames.DATA.value]
+    logger.info("%s: took %s, %d rows, %d elements, values stored as %s", part.label, part.x, written.n_rows, written.nnz, dtype)
+
+
+def _label(source: Any) -> str | None:
+    return str(source) if isinstance(source, str | os.PathLike) else None
