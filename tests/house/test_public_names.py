@@ -49,7 +49,7 @@ def members_of(cls: type) -> Iterator[str]:
     if issubclass(cls, enum.Enum):
         yield from (f"    {name} = {Spelled(member.value)!r}" for name, member in cls.__members__.items())
     ours = [base for base in cls.__mro__ if base.__module__.split(".")[0] == "scdl_gpu"]
-    names = {name for base in ours for name in (*vars(base), *vars(base).get("__annotations__", ()))}
+    names = {name for base in ours for name in (*vars(base), *vars(base).get("__dataclass_fields__", ()))}
     for name in sorted(names):
         if (name.startswith("_") and name not in PROTOCOL) or name in getattr(cls, "__members__", ()):
             continue
