@@ -5,8 +5,9 @@ ahead of it: in a DataLoader's worker torch uses one thread, and so does this. B
 second thread costs more than it copies (about 20 us to wake it).
 """
 
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 SPLIT_ELEMENTS = 1 << 15
-BATCH_DTYPES = {"uint16": np.dtype(np.int32), "uint32": np.dtype(np.int64)}
+BATCH_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype(np.int32), "uint32": np.dtype(np.int64)}
 """Values of a batch whose stored dtype torch cannot compute on; uint64 is checked and converted by its reader."""
 
 
@@ -33,53 +34,69 @@ class Csr:
 
 
 class GatherError(Exception):
-    """A row of the source that cannot be gathered: `position` in the batch, `fault` in words."""
+    """A row of the source that cannot be gathered: `position` in the batch, `fault` and `cure` in words."""
 
-    def __init__(self, position: int, fault: str) -> None:
-        super().__init__(position, fault)
-        self.position = position
-        self.fault = fault
+    def __init__(self, position: int, fault: str, cure: str = "the file is damaged: copy it again, or convert the source anew") -> None:
+        super().__init__(position, fault, cure)
+        self.position, self.fault, self.cure = position, fault, cure
 
 
 def index_dtype(n_rows: int, n_vars: int, nnz: int) -> np.dtype[Any]:
-    """The one dtype of a batch's row pointers and columns: int32 if n_rows full rows fit, so that it does not change from batch to batch."""
+    """Choose one dtype for row pointers and columns of a batch: int32 if n_rows full rows fit, so that all batches agree."""
     return np.dtype(np.int32 if max(n_rows * n_vars, nnz) < 2**31 else np.int64)
 
 
-def gather_csr(indptr: NDArray[Any], indices: NDArray[Any], data: NDArray[Any], rows: Ints, *, n_vars: int) -> Csr:
+def gather_csr(
+    indptr: NDArray[Any], indices: NDArray[Any], data: NDArray[Any], rows: Ints, *, n_vars: int, duplicates: bool = False
+) -> Csr:
     """Gather `rows` of a CSR of `n_vars` columns into one CSR, ascending within each row.
 
     indptr: (n + 1,) unsigned; indices, data: (nnz,) in stored dtypes; rows: (b,) int64, each 0 <= row < n.
-    Returns arrays of its own. Raises GatherError at a row with bad pointers, a column out of range or twice.
+    duplicates: admit a column twice in a row. Returns arrays of its own.
+    Raises GatherError at the first row with bad pointers, a column out of range, or one that is there twice.
     """
     from scdl_gpu.kernels import cpu
 
     starts = np.empty(rows.size, np.int64)
     pointers = np.empty(rows.size + 1, np.int64)
-    bad = cpu.row_pointers(indptr, rows, indices.size, starts, pointers)
+    bad = int(cpu.row_pointers(indptr, rows, indices.size, starts, pointers))
     if bad != cpu.OK:
-        raise GatherError(int(bad), f"row pointers {indptr[rows[bad]]} and {indptr[rows[bad] + 1]}, expected 0 <= start <= stop <= {indices.size}")
+        start, stop = indptr[rows[bad]], indptr[rows[bad] + 1]
+        raise GatherError(bad, f"row pointers {start} and {stop}, expected 0 <= start <= stop <= {indices.size}")
     nnz = int(pointers[-1])
-    out = Csr(
-        pointers.astype(index_dtype(rows.size, n_vars, nnz), copy=False),
-        np.empty(nnz, index_dtype(rows.size, n_vars, nnz)),
-        np.empty(nnz, BATCH_DTYPES.get(data.dtype.name, data.dtype)),
-    )
-    columns_in, bits_in, bits_out = indices, _bits(data), _bits(out.data)
+    chosen = np.dtype(np.int64) if indices.dtype == np.uint64 else index_dtype(rows.size, n_vars, nnz)
+    out = Csr(pointers.astype(chosen, copy=False), np.empty(nnz, chosen), np.empty(nnz, BATCH_DTYPES.get(data.dtype.name, data.dtype)))
+    bits_in, bits_out = _bits(data), _bits(out.data)
     faults = []
 
     def copy(first: int, last: int) -> None:
         found = np.full(2, cpu.OK, np.int64)
         faults.append(found)
-        cpu.gather_csr(starts, columns_in, bits_in, n_vars, first, last, pointers, out.indices, bits_out, found)
+        cpu.gather_csr(starts, indices, bits_in, n_vars, first, last, pointers, out.indices, bits_out, found)
 
     _split(copy, pointers)
-    _raise_faults(faults, out, n_vars)
+    _raise_fault(faults, cpu.OUT_OF_RANGE, out, n_vars)
+    if not duplicates:
+        _raise_fault(faults, cpu.DUPLICATE, out, n_vars)
     return out
 
 
+def _raise_fault(faults: list[Ints], place: int, out: Csr, n_vars: int) -> None:
+    positions = [int(found[place]) for found in faults if found[place] >= 0]
+    if not positions:
+        return
+    position = min(positions)
+    columns = out.indices[out.indptr[position] : out.indptr[position + 1]]
+    outside = columns[(columns < 0) | (columns >= n_vars)]
+    if outside.size:
+        raise GatherError(position, f"column {outside[0]}, expected 0..{n_vars - 1}")
+    twice = columns[1:][columns[1:] == columns[:-1]]
+    cure = "bring the rows into canonical form with `scdl-gpu convert --canonical`"
+    raise GatherError(position, f"column {twice[0]} is there twice", cure)
+
+
 def _bits(array: NDArray[Any]) -> NDArray[Any]:
-    """The same memory as unsigned integers: one kernel then serves every dtype of a width."""
+    """View the same memory as unsigned integers: one kernel then serves every dtype of a width."""
     return array.view(f"u{array.dtype.itemsize}")
 
 
@@ -95,7 +112,7 @@ def _raise_faults(faults: list[Ints], out: Csr, n_vars: int) -> None:
             raise GatherError(position, f"{text} (column {int(wrong[0])})")
 
 
-def _split(work: Any, pointers: Ints) -> None:
+def _split(work: Callable[[int, int], None], pointers: Ints) -> None:
     """Run work(first, last) over all positions, on several threads with about as many elements each."""
     b, nnz = pointers.size - 1, int(pointers[-1])
     threads = min(torch.get_num_threads(), nnz // SPLIT_ELEMENTS, b)
@@ -103,17 +120,13 @@ def _split(work: Any, pointers: Ints) -> None:
         work(0, b)
         return
     cuts = [0, *np.searchsorted(pointers, np.arange(1, threads) * (nnz / threads)).tolist(), b]
-    futures = [_pool(os.getpid()).submit(work, first, last) for first, last in _pairs(cuts[1:])]
+    futures = [_pool(os.getpid()).submit(work, first, last) for first, last in itertools.pairwise(cuts[1:])]
     work(cuts[0], cuts[1])
     for future in futures:
         future.result()
 
 
-def _pairs(cuts: list[int]) -> Iterator[tuple[int, int]]:
-    return zip(cuts[:-1], cuts[1:], strict=True)
-
-
 @cache
 def _pool(pid: int) -> ThreadPoolExecutor:
-    """The threads of process `pid`: a forked child has none of its parent's."""
-    return ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 2) - 1), thread_name_prefix="scdl-gather")
+    """Make the threads of process `pid`: a forked child has none of its parent's."""
+    return ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 2) - 1), thread_name_prefix=f"scdl-gather-{pid}")

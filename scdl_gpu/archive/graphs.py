@@ -39,7 +39,7 @@ class Graph:
         whole = self.indptr.size == n_rows + 1 and int(self.indptr[0]) == 0 and int(self.indptr[-1]) == self.indices.size == self.data.size
         if not whole:
             raise ArchiveError(
-                f"{file}: {self.indptr.size:,} pointers, {self.indices.size:,} neighbours and {self.data.size:,} weights for {n_rows:,} rows; "
+                f"{file}: {self.indptr.size:,} pointers, {self.indices.size:,} neighbours, {self.data.size:,} weights for {n_rows:,} rows; "
                 f"expected {n_rows + 1:,} pointers from 0 to the number of neighbours: a graph from before rows were appended? "
                 f"convert the source anew, or open the archive without its neighbours"
             )

@@ -115,12 +115,15 @@ def _same_shapes(archives: Sequence[RawArchive], key: str) -> bool:
 def _join_graphs(archives: Sequence[RawArchive], graphs: Sequence[Graph | None], files: list[Path], dtypes: list[str]) -> None:
     n_rows = sum(archive.n_rows for archive in archives)
     if n_rows - 1 > np.iinfo(dtypes[1]).max:
-        raise ArchiveError(f"{files[1]}: {n_rows:,} rows cannot be numbered in {dtypes[1]}; join fewer archives, or convert without the graph")
-    empty = [np.zeros(archive.n_rows + 1, np.uint64) if graph is None else graph.indptr for archive, graph in zip(archives, graphs, strict=True)]
-    _join_pointers(empty, files[0], dtypes[0])
+        raise ArchiveError(
+            f"{files[1]}: {n_rows:,} rows cannot be numbered in {dtypes[1]}; join fewer archives, or convert without the graph"
+        )
+    parts = list(zip(archives, graphs, strict=True))
+    pointers = [np.zeros(archive.n_rows + 1, np.uint64) if graph is None else graph.indptr for archive, graph in parts]
+    _join_pointers(pointers, files[0], dtypes[0])
     with ArrayWriter(files[1], dtypes[1]) as indices, ArrayWriter(files[2], dtypes[2]) as data:
         before = 0
-        for archive, graph in zip(archives, graphs, strict=True):
+        for archive, graph in parts:
             if graph is not None:
                 for start in range(0, graph.indices.size, POINTERS):
                     indices.append((graph.indices[start : start + POINTERS].astype(np.uint64) + np.uint64(before)).astype(dtypes[1]))

@@ -9,18 +9,19 @@ import json
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from scdl_gpu.archive.constants import FLOAT_ORDER, INT_ORDER, FileNames
 from scdl_gpu.archive.features import ObservedFeatureIndex, RowFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.graphs import Graph, open_neighbors, open_obsm, open_obsp
-from scdl_gpu.archive.header import SCDLHeader
+from scdl_gpu.archive.header import ArrayInfo, SCDLHeader
 from scdl_gpu.archive.maps import Array, map_array, size_bytes
 from scdl_gpu.errors import ArchiveError, MissingFileError
 
 Generation = Literal["A", "B", "C", "D"]
+Index = TypeVar("Index", bound=RowFeatureIndex)
 
 DEFAULT_DTYPES: dict[str, str] = {
     FileNames.DATA.value: "float32",
@@ -68,8 +69,8 @@ class RawArchive:
 def open_raw(path: Path, *, writable: bool = False, data_dtype: str | None = None) -> RawArchive:
     """Open the raw archive at `path`, of any generation.
 
-    data_dtype: dtype of data.npy where no header tells it; with a header it must agree, except where the
-    header is known to be wrong (an archive that bionemo-scdl cast after reopening it).
+    data_dtype: dtype of data.npy where no header tells it, or where the size of data.npy shows that the header
+    is wrong (an archive that bionemo-scdl cast after reopening it); elsewhere the header decides.
     Raises MissingFileError where a file is not there, ArchiveError where one is damaged. Nothing is written.
     An archive that is exchanged while it is being opened is opened anew.
     """
@@ -146,7 +147,7 @@ def _read_header(path: Path) -> SCDLHeader | None:
     return SCDLHeader.load(str(file)) if file.exists() else None
 
 
-def _load_features[Index: RowFeatureIndex](path: Path, kind: type[Index], names: tuple[str, ...]) -> tuple[Index, str | None]:
+def _load_features(path: Path, kind: type[Index], names: tuple[str, ...]) -> tuple[Index, str | None]:
     for name in names:
         if (path / name).is_dir():
             return kind.load(str(path / name), pickled_paths=True), name
@@ -163,14 +164,24 @@ def _dtypes(
         return dtypes | _headerless_dtypes(path, sizes, n_rows, data_dtype)
     for array in header.arrays:
         if array.name in FileNames.__members__ and FileNames[array.name].value in dtypes:
-            dtypes[FileNames[array.name].value] = array.dtype.numpy_dtype_string
+            dtypes[FileNames[array.name].value] = _storable(path, array)
     recorded = dtypes[FileNames.DATA.value]
     if data_dtype is not None and data_dtype != recorded:
         nnz = sizes[FileNames.COLPTR.value] // np.dtype(dtypes[FileNames.COLPTR.value]).itemsize
-        if sizes[FileNames.DATA.value] == nnz * np.dtype(recorded).itemsize:
-            raise ValueError(f"data_dtype {data_dtype!r} was asked for, but the header of {path} says {recorded}; leave data_dtype out")
-        dtypes[FileNames.DATA.value] = data_dtype
+        if sizes[FileNames.DATA.value] != nnz * np.dtype(recorded).itemsize:
+            dtypes[FileNames.DATA.value] = data_dtype
     return dtypes
+
+
+def _storable(path: Path, array: ArrayInfo) -> str:
+    allowed = INT_ORDER if array.name in (FileNames.ROWPTR.name, FileNames.COLPTR.name) else INT_ORDER + FLOAT_ORDER
+    dtype = array.dtype.numpy_dtype_string
+    if dtype not in allowed:
+        raise ArchiveError(
+            f"{path / FileNames.HEADER.value}: array {array.name} is recorded as {dtype}, expected one of {allowed}; "
+            f"copy the archive again, or convert the source anew"
+        )
+    return dtype
 
 
 def _headerless_dtypes(path: Path, sizes: dict[str, int], n_rows: int | None, data_dtype: str | None) -> dict[str, str]:
@@ -194,9 +205,13 @@ def _headerless_dtypes(path: Path, sizes: dict[str, int], n_rows: int | None, da
                 f"{path / data}: {sizes[data]:,} bytes for {nnz:,} values, and no header.sch says of which dtype; "
                 f"open the archive with data_dtype=, one of {INT_ORDER + FLOAT_ORDER}"
             )
-        warnings.warn(f"SCDL header missing at {path / FileNames.HEADER.value}; the values are taken for float32", UserWarning, stacklevel=2)
+        warnings.warn(
+            f"SCDL header missing at {path / FileNames.HEADER.value}; the values are taken for float32", UserWarning, stacklevel=6
+        )
     elif data_bytes != np.dtype(data_dtype).itemsize and nnz:
-        raise ArchiveError(f"{path / data}: {data_bytes:g} bytes a value, which data_dtype {data_dtype!r} cannot be; try another data_dtype")
+        raise ArchiveError(
+            f"{path / data}: {data_bytes:g} bytes a value, which data_dtype {data_dtype!r} cannot be; try another data_dtype"
+        )
     return {data: data_dtype or "float32", indptr: f"uint{8 * pointer_bytes}", indices: f"uint{8 * int(column_bytes)}"}
 
 
@@ -226,7 +241,8 @@ def _check_lengths(
     if indices.size != data.size or (last != data.size and (filled or last > data.size)):
         raise ArchiveError(
             f"{path}: {FileNames.ROWPTR.value} ends at {last:,}, {FileNames.COLPTR.value} holds {indices.size:,} columns and "
-            f"{FileNames.DATA.value} {data.size:,} values ({data.dtype}); they must be equal. Copy the archive again, or convert the source anew; "
+            f"{FileNames.DATA.value} {data.size:,} values ({data.dtype}); they must be equal. "
+            f"copy the archive again, or convert the source anew; "
             f"where bionemo-scdl cast the values of a reopened archive, open it with data_dtype= the dtype it was cast to"
         )
     for index in (var, obs):

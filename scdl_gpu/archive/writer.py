@@ -51,7 +51,7 @@ class ArrayWriter:
             raise TypeError(f"{self.path}: cannot append {array.dtype} values to a file of {self.dtype}")
         if array.size == 0:
             return
-        left = memoryview(np.ascontiguousarray(array)).cast("B")
+        left = np.ascontiguousarray(array).data.cast("B")
         while left:
             left = left[os.write(self._fd, left[: 1 << 30]) :]
         self.size += int(array.size)
@@ -105,11 +105,13 @@ def finish(
     obs: ObservedFeatureIndex,
     canonical: bool,
     extra: dict[str, Any] | None = None,
+    header: SCDLHeader | None = None,
 ) -> None:
     """Write what makes `directory`, which holds the three array files, an archive: features, header, metadata, version.
 
     dtypes: dtype name of each array file, by file name. Lengths are taken from the files.
-    canonical: every row is canonical; extra: further entries of metadata.json.
+    canonical: every row is canonical; extra: further entries of metadata.json; header: the one that this one
+    replaces: what it holds of a later version is kept.
     bionemo-scdl 0.1.3 and its later versions open the result (labels are written both as JSON and as npy).
     """
     var.save(str(directory / FileNames.VAR_FEATURES.value), legacy_labels=True)
@@ -120,8 +122,12 @@ def finish(
         length = (directory / name.value).stat().st_size // dtype.itemsize
         arrays.append(ArrayInfo(name.name, length, ArrayDType.from_numpy_dtype(dtype)))
     indices = [_feature_info(directory, name, index) for name, index in ((FileNames.VAR_FEATURES, var), (FileNames.OBS_FEATURES, obs))]
-    SCDLHeader(backend=Backend.MEMMAP_V0, arrays=arrays, feature_indices=indices).save(str(directory / FileNames.HEADER.value))
     nnz, rows = arrays[0].length, arrays[1].length - 1
+    if header is not None:
+        arrays += [info for info in header.arrays if info.name not in (FileNames.DATA.name, FileNames.ROWPTR.name, FileNames.COLPTR.name)]
+    version, trailing = (None, b"") if header is None else (header.version, header.trailing)
+    new = SCDLHeader(version, Backend.MEMMAP_V0, arrays, indices, trailing=trailing)
+    new.save(str(directory / FileNames.HEADER.value))
     metadata = {"num_rows": rows, "nnz": nnz, "canonical": canonical, **(extra or {})}
     (directory / FileNames.METADATA.value).write_text(json.dumps(metadata))
     (directory / FileNames.VERSION.value).write_text(json.dumps(__version__))

@@ -1,0 +1,131 @@
+"""Changes of a raw archive: made empty, described anew, cast, joined; each at once or not at all.
+
+Knows archives and stagings, not the objects that hold them. A change writes the files that differ and
+hard-links the others, so describing 1 TB anew costs what the feature tables cost.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl_gpu.archive.commit import Staging
+from scdl_gpu.archive.constants import FileNames
+from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
+from scdl_gpu.archive.graphs import open_neighbors
+from scdl_gpu.archive.join import join, size_bytes
+from scdl_gpu.archive.maps import map_array
+from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive
+from scdl_gpu.archive.writer import COPY_BYTES, ArrayWriter, finish
+
+DATA = FileNames.DATA.value
+DESCRIPTION = tuple(
+    name.value
+    for name in (
+        FileNames.HEADER,
+        FileNames.METADATA,
+        FileNames.VERSION,
+        FileNames.FEATURES,
+        FileNames.VAR_FEATURES,
+        FileNames.OBS_FEATURES,
+    )
+)
+"""Files and directories that `finish` writes; the old `features` directory gives way to `var_features`."""
+
+
+def create_empty(directory: Path, n_rows: int, nnz: int, dtypes: dict[str, str]) -> RawArchive:
+    """Make the three arrays, zeros, in `directory`, to be filled through their maps. Raises ValueError unless both counts are positive."""
+    for name, count in (("num_elements", nnz), ("num_rows", n_rows)):
+        if count <= 0:
+            raise ValueError(f"{name} is {count}, and must be positive to create CSR matrices.")
+    for name, count in zip(ARRAY_FILES, (nnz, n_rows + 1, nnz), strict=True):
+        fd = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:  # reserved now: a write through a map of a file without its bytes on a full disk kills the process
+            os.posix_fallocate(fd, 0, count * np.dtype(dtypes[name]).itemsize)
+        finally:
+            os.close(fd)
+    return open_staged(directory, dtypes)
+
+
+def open_staged(directory: Path, dtypes: dict[str, str]) -> RawArchive:
+    """Map the arrays of an archive that is still being made; it has no features yet."""
+    data, indptr, indices = (map_array(directory, name, dtypes[name], writable=True) for name in ARRAY_FILES)
+    return RawArchive(
+        path=directory,
+        header=None,
+        metadata={},
+        dtypes=dict(dtypes),
+        indptr=indptr,
+        indices=indices,
+        data=data,
+        var=VariableFeatureIndex(),
+        obs=ObservedFeatureIndex(),
+        neighbors=open_neighbors(directory, dtypes),
+        obsm={},
+        obsp={},
+        generation="D",
+    )
+
+
+def describe(path: Path, archive: RawArchive, *, canonical: bool) -> None:
+    """Write the features and the header of the archive at `path` anew, from `archive`; its arrays stay."""
+    with Staging.change(path, replaced=DESCRIPTION) as staging:
+        _finish(staging.directory, archive, archive.dtypes, canonical=canonical)
+
+
+def copy(archive: RawArchive, path: Path) -> None:
+    """Write `archive` to `path`, which must not exist, with every file it has."""
+    size = sum(file.stat().st_size for file in archive.path.rglob("*") if file.is_file())
+    with Staging.create(path, needed_bytes=size) as staging:
+        shutil.copytree(archive.path, staging.directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*DESCRIPTION))
+        _finish(staging.directory, archive, archive.dtypes, canonical=archive.canonical)
+
+
+def cast(path: Path, archive: RawArchive, dtype: str) -> float:
+    """Rewrite the values of the archive at `path` in `dtype`; return the largest difference that this made."""
+    needed = archive.nnz * np.dtype(dtype).itemsize
+    with Staging.change(path, replaced=(DATA, *DESCRIPTION), needed_bytes=needed) as staging:
+        difference = 0.0
+        with ArrayWriter(staging.directory / DATA, dtype) as writer:
+            step = COPY_BYTES // archive.data.dtype.itemsize
+            for start in range(0, archive.nnz, step):
+                values = np.asarray(archive.data[start : start + step])
+                with np.errstate(invalid="ignore", over="ignore"):
+                    converted = values.astype(dtype)
+                difference = max(difference, _largest_difference(values, converted))
+                writer.append(converted)
+        _finish(staging.directory, archive, {**archive.dtypes, DATA: dtype}, canonical=archive.canonical and difference == 0)
+    return difference
+
+
+def _largest_difference(before: NDArray[Any], after: NDArray[Any]) -> float:
+    """Largest |before - after|; infinite where a number became NaN or the other way round."""
+    wide = np.result_type(before.dtype, after.dtype, np.float64)
+    a, b = before.astype(wide), after.astype(wide)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    if same.all():
+        return 0.0
+    difference = np.abs(a[~same] - b[~same])
+    return float(np.where(np.isnan(difference), np.inf, difference).max())
+
+
+def join_into(archives: Sequence[RawArchive], path: Path, *, data_dtype: str, replace: bool = False) -> None:
+    """Write the rows of `archives`, one after the other, to `path`, which must not exist; with `replace`, in place of what is there."""
+    needed = size_bytes(archives, data_dtype)
+    if replace:
+        replaced = [file.name for file in path.iterdir()]
+        staging = Staging.change(path, replaced=replaced, needed_bytes=needed)
+    else:
+        staging = Staging.create(path, needed_bytes=needed)
+    with staging:
+        join(archives, staging.directory, data_dtype=data_dtype)
+
+
+def _finish(directory: Path, archive: RawArchive, dtypes: dict[str, str], *, canonical: bool) -> None:
+    extra = {key: value for key, value in archive.metadata.items() if key not in ("num_rows", "nnz", "canonical")}
+    finish(directory, dtypes=dtypes, var=archive.var, obs=archive.obs, canonical=canonical, extra=extra, header=archive.header)
+

@@ -1,0 +1,118 @@
+"""Every element of a raw archive, read once and compared with what it should be.
+
+Knows what makes rows valid and canonical; opening (`raw`) checks only what costs O(1). Reads at memory or
+disk speed, in pieces of PIECE elements.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl_gpu.archive.constants import FileNames
+from scdl_gpu.archive.features import VariableFeatureIndex
+from scdl_gpu.archive.graphs import NEIGHBOR_FILES, Graph, graph_directory
+from scdl_gpu.archive.raw import RawArchive
+from scdl_gpu.errors import ArchiveError
+
+PIECE = 1 << 22
+Progress = Callable[[int], None]
+
+
+def check_archive(archive: RawArchive, progress: Progress = lambda _: None) -> bool:
+    """Read all of `archive`; return whether every row is canonical. Raises ArchiveError at the first fault.
+
+    progress: called with the number of elements after each piece of the CSR.
+    """
+    canonical = check_rows(archive, archive.var, progress)
+    if archive.metadata.get("canonical") is True and archive.canonical and not canonical:
+        raise ArchiveError(
+            f"{archive.path / FileNames.METADATA.value}: says that all rows are canonical, but some are not; "
+            f"the arrays were changed after they were written: convert the source anew"
+        )
+    for block in (*archive.var.blocks, *archive.obs.blocks):
+        block.names()
+        for name in block.columns:
+            block.read(name)
+    if archive.neighbors is not None:
+        _check_graph(archive.neighbors, archive.path / NEIGHBOR_FILES[0], archive.n_rows)
+    for key, graph in archive.obsp.items():
+        _check_graph(graph, archive.path / graph_directory(key), archive.n_rows)
+    return canonical
+
+
+def check_rows(archive: RawArchive, var: VariableFeatureIndex, progress: Progress = lambda _: None) -> bool:
+    """Read the CSR of `archive`, whose genes `var` describes; return whether every row is canonical.
+
+    Raises ArchiveError naming file, row and value: pointers that decrease or leave the data, columns out of range.
+    """
+    from scdl_gpu.kernels.canonical import scan_columns
+
+    canonical = True
+    for first, last, n_vars in _blocks(archive, var):
+        for start, pointers in _pieces(archive, first, last):
+            begin, end = int(pointers[0]), int(pointers[-1])
+            columns = np.asarray(archive.indices[begin:end])
+            if n_vars is not None and columns.size:
+                largest, ascending = scan_columns(pointers - begin, columns)
+                if largest >= n_vars:
+                    at = int(np.flatnonzero(columns >= n_vars)[0]) + begin
+                    row = start + int(np.searchsorted(pointers, at, side="right")) - 1
+                    raise ArchiveError(
+                        f"{archive.path / FileNames.COLPTR.value}: row {row} holds column {archive.indices[at]}, expected 0..{n_vars - 1}; "
+                        f"the file is damaged, or its genes are another archive's: copy it again, or convert the source anew"
+                    )
+                canonical = canonical and bool(ascending)
+            values = np.asarray(archive.data[begin:end])
+            canonical = canonical and not (values.view(f"u{values.dtype.itemsize}") == 0).any()
+            progress(end - begin)
+    return canonical
+
+
+def _blocks(archive: RawArchive, var: VariableFeatureIndex) -> Iterator[tuple[int, int, int | None]]:
+    """Rows with the same genes: (first, last + 1, number of genes; None where no table says)."""
+    if var.number_of_rows() == 0:
+        yield 0, archive.n_rows, None
+        return
+    ends = [int(end) for end in var._cumulative_sum_index[1:]]
+    yield from zip([0, *ends[:-1]], ends, var.column_dims(), strict=True)
+
+
+def _pieces(archive: RawArchive, first: int, last: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Row pointers of rows first..last-1 in pieces of about PIECE elements: (first row, (rows + 1,) int64), checked."""
+    start = first
+    while start < last:
+        stop = min(last, start + PIECE)
+        pointers = archive.indptr[start : stop + 1].astype(np.int64)
+        _check_pointers(archive.path / FileNames.ROWPTR.value, pointers, start, archive.nnz)
+        fitting = int(np.searchsorted(pointers, pointers[0] + PIECE, side="right")) - 1
+        stop = start + max(1, min(fitting, stop - start))
+        yield start, pointers[: stop - start + 1]
+        start = stop
+
+
+def _check_pointers(file: Path, pointers: NDArray[np.int64], start: int, nnz: int) -> None:
+    falls = np.flatnonzero(np.diff(pointers) < 0)
+    outside = np.flatnonzero((pointers < 0) | (pointers > nnz))
+    if falls.size:
+        at = int(falls[0])
+        raise ArchiveError(
+            f"{file}: the pointer falls from {pointers[at]} to {pointers[at + 1]} at row {start + at}, expected it never to fall; "
+            f"the file is damaged: copy it again, or convert the source anew"
+        )
+    if outside.size:
+        at = int(outside[0])
+        raise ArchiveError(f"{file}: pointer {start + at} is {pointers[at]}, expected 0..{nnz}; the file is damaged: copy it again")
+
+
+def _check_graph(graph: Graph, file: Path, n_rows: int) -> None:
+    graph.check(file, n_rows)
+    for start in range(0, n_rows, PIECE):
+        _check_pointers(file, graph.indptr[start : start + PIECE + 1].astype(np.int64), start, int(graph.indices.size))
+    for start in range(0, graph.indices.size, PIECE):
+        piece: NDArray[Any] = np.asarray(graph.indices[start : start + PIECE])
+        if int(piece.max()) >= n_rows:
+            at = start + int(np.flatnonzero(piece >= n_rows)[0])
+            raise ArchiveError(f"{file}: neighbour {at} is row {graph.indices[at]}, expected 0..{n_rows - 1}; convert the source anew")

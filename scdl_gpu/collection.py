@@ -1,0 +1,210 @@
+"""SingleCellCollection: a directory of raw archives, one for each h5ad file, on their way to being one.
+
+Knows which archives there are and in which order; each is whole on its own, so a conversion of many files
+that dies half-way keeps those that were done, and the directory can be opened again.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from scdl_gpu.archive import change
+from scdl_gpu.archive.constants import FileNames
+from scdl_gpu.archive.features import VariableFeatureIndex
+from scdl_gpu.dataset import SingleCellMemMapDataset, joined_dtype
+from scdl_gpu.errors import ArchiveError
+from scdl_gpu.row_dataset import SingleCellRowDatasetCore
+from scdl_gpu.version import __version__
+
+
+class SingleCellCollection(SingleCellRowDatasetCore):
+    """Archives below `data_path`, which is made; archives that are there already are opened, in order of their names.
+
+    `fname_to_mmap` maps the path of each archive to its dataset, in the order in which they were added. load_neighbors,
+    neighbor_key and data_dtype are passed on to each dataset.
+    """
+
+    def __init__(
+        self,
+        data_path: str | os.PathLike[str],
+        *,
+        load_neighbors: bool = False,
+        neighbor_key: str = "next_cell_ids",
+        data_dtype: str | None = None,
+    ) -> None:
+        self.data_path = Path(data_path)
+        self.load_neighbors = load_neighbors
+        self.neighbor_key = neighbor_key
+        self.data_dtype = data_dtype
+        self.metadata: dict[str, int] = {}
+        self.fname_to_mmap: dict[Path, SingleCellMemMapDataset] = {}
+        self._var_feature_index = VariableFeatureIndex()
+        self.data_path.mkdir(parents=True, exist_ok=True)
+        for archive in self._remembered():
+            self._add(archive, self._open(archive))
+        self._remember()
+
+    def _open(self, archive: Path) -> SingleCellMemMapDataset:
+        return SingleCellMemMapDataset(archive, load_neighbors=self.load_neighbors, neighbor_key=self.neighbor_key)
+
+    def _add(self, archive: Path, dataset: SingleCellMemMapDataset) -> None:
+        self.fname_to_mmap[archive] = dataset
+        self._var_feature_index.concat(dataset.var_features())
+
+    def _remember(self) -> None:
+        """Write which archives there are, in order, for who opens the collection again."""
+        document = {"archives": [archive.name for archive in self.fname_to_mmap]}
+        for name, content in ((FileNames.METADATA.value, document), (FileNames.VERSION.value, __version__)):
+            new = self.data_path / f".{name}.new"
+            new.write_text(json.dumps(content))
+            new.replace(self.data_path / name)
+
+    def _remembered(self) -> list[Path]:
+        """Return the archives that are there: in the order written down, then those that were not."""
+        present = {file.name for file in self.data_path.iterdir() if (file / FileNames.METADATA.value).exists() and file.name[0] != "."}
+        try:
+            document = json.loads((self.data_path / FileNames.METADATA.value).read_bytes())
+            order = [name for name in document["archives"] if name in present]
+        except FileNotFoundError:
+            order = []
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArchiveError(
+                f'{self.data_path / FileNames.METADATA.value}: expected an object {{"archives": [names]}} of a collection; '
+                f"choose another directory, or remove that file to take the archives in order of their names"
+            ) from error
+        return [self.data_path / name for name in (*order, *sorted(present - set(order)))]
+
+    def _vacant(self, h5ad: Path, taken: Iterable[Path] = ()) -> Path:
+        """Return a path for the archive of `h5ad`: its stem, numbered where another file of that name came first."""
+        names = (h5ad.stem if number == 1 else f"{h5ad.stem}-{number}" for number in itertools.count(1))
+        used = {*self.fname_to_mmap, *taken}
+        return next(self.data_path / name for name in names if self.data_path / name not in used)
+
+    def load_h5ad(
+        self,
+        h5ad_path: str | os.PathLike[str],
+        paginated_load_cutoff: int = 10_000,
+        load_block_row_size: int = 1_000_000,
+        use_X_not_raw: bool = False,
+    ) -> None:
+        """Convert one h5ad file into an archive of this collection. Raises as SingleCellMemMapDataset does."""
+        options = self._options(self.data_dtype, paginated_load_cutoff, load_block_row_size, use_X_not_raw)
+        archive = self._vacant(Path(h5ad_path))
+        _convert(archive, Path(h5ad_path), options)
+        self._add(archive, self._open(archive))
+        self._remember()
+
+    def _options(self, data_dtype: str | None, cutoff: int, block_rows: int, use_x: bool) -> dict[str, Any]:
+        return {
+            "paginated_load_cutoff": cutoff,
+            "load_block_row_size": block_rows,
+            "use_X_not_raw": use_x,
+            "data_dtype": data_dtype,
+            "load_neighbors": self.load_neighbors,
+            "neighbor_key": self.neighbor_key,
+        }
+
+    def load_h5ad_multi(
+        self,
+        directory_path: str | os.PathLike[str],
+        max_workers: int = 5,
+        use_processes: bool = False,
+        data_dtype: str | None = None,
+        paginated_load_cutoff: int = 10_000,
+        load_block_row_size: int = 1_000_000,
+        use_X_not_raw: bool = False,
+        *,
+        executor: Executor | None = None,
+    ) -> None:
+        """Convert every h5ad file below a directory, in order of their paths, `max_workers` at a time.
+
+        executor: any concurrent.futures.Executor to use instead (a Dask client's, say); it stays open.
+        Raises FileNotFoundError where there are none, RuntimeError naming the first file that failed, its error as the
+        cause; files that were converted before stay in the collection.
+        """
+        files = sorted(Path(directory_path).rglob("*.h5ad"))
+        if not files:
+            raise FileNotFoundError(f"There a no h5ad files in {directory_path}.")
+        archives: dict[Path, Path] = {}
+        for file in files:
+            archives[file] = self._vacant(file, archives.values())
+        options = self._options(data_dtype or self.data_dtype, paginated_load_cutoff, load_block_row_size, use_X_not_raw)
+        with contextlib.ExitStack() as stack:
+            workers = executor or stack.enter_context(_workers(max_workers, use_processes=use_processes))
+            futures = [workers.submit(_convert, archive, file, options) for file, archive in archives.items()]
+            failed: list[tuple[Path, BaseException]] = []
+            for (file, archive), future in zip(archives.items(), futures, strict=True):
+                error = future.exception()
+                if error is None:
+                    self._add(archive, self._open(archive))
+                else:
+                    failed.append((file, error))
+        self._remember()
+        if failed:
+            raise RuntimeError(f"Error in processing file {failed[0][0]}: {failed[0][1]}") from failed[0][1]
+
+    def number_nonzero_values(self) -> int:
+        """Count the stored elements of all archives, explicit zeros included."""
+        return sum(dataset.number_nonzero_values() for dataset in self.fname_to_mmap.values())
+
+    def number_of_values(self) -> int:
+        """Count the elements of the dense matrices."""
+        return sum(dataset.number_of_values() for dataset in self.fname_to_mmap.values())
+
+    def number_of_rows(self) -> int:
+        """Count the rows of all archives. Raises ValueError where the features of the collection describe another number."""
+        n = sum(dataset.number_of_rows() for dataset in self.fname_to_mmap.values())
+        if n != self._var_feature_index.number_of_rows():
+            raise ValueError(f"{self.data_path}: archives hold {n} rows, features describe {self._var_feature_index.number_of_rows()}")
+        return n
+
+    def number_of_variables(self) -> list[int]:
+        """Return the number of variables of each block of archives with the same genes; [0] where there are none."""
+        return self._var_feature_index.column_dims() or [0]
+
+    def shape(self) -> tuple[int, list[int]]:
+        """Return the number of rows, and the number of variables of each block."""
+        return self.number_of_rows(), self.number_of_variables()
+
+    def version(self) -> str:
+        """Return the version of this package."""
+        return __version__
+
+    def flatten(
+        self, output_path: str | os.PathLike[str], destroy_on_copy: bool = False, extend_copy_size: int = 10 * 1024 * 1024
+    ) -> None:
+        """Write all rows, in the order of `fname_to_mmap`, as one archive to `output_path`, which must not exist.
+
+        Features, names and neighbours are kept. destroy_on_copy: remove the whole collection afterwards.
+        extend_copy_size is accepted and not needed. Raises FileExistsError, ValueError for an empty collection, or
+        for integer and float values mixed.
+        """
+        del extend_copy_size
+        if not self.fname_to_mmap:
+            raise ValueError(f"{self.data_path} holds no archives to flatten; load h5ad files into it first")
+        if destroy_on_copy and Path(output_path).resolve().is_relative_to(self.data_path.resolve()):
+            raise ValueError(f"{output_path} lies in {self.data_path}, which destroy_on_copy removes; choose a path outside")
+        datasets = list(self.fname_to_mmap.values())
+        change.join_into([dataset.archive for dataset in datasets], Path(output_path), data_dtype=joined_dtype(datasets))
+        if destroy_on_copy:
+            shutil.rmtree(self.data_path)
+            self.fname_to_mmap, self._var_feature_index = {}, VariableFeatureIndex()
+
+
+def _convert(archive: Path, h5ad: Path, options: dict[str, Any]) -> None:
+    """Convert one file; the dataset stays where it was made, only the archive counts."""
+    SingleCellMemMapDataset(archive, h5ad_path=h5ad, **options)
+
+
+def _workers(max_workers: int, *, use_processes: bool) -> Executor:
+    """Make threads, or processes that are spawned: forking a process that has threads can hang it."""
+    if use_processes:
+        return ProcessPoolExecutor(max_workers, mp_context=get_context("spawn"))
+    return ThreadPoolExecutor(max_workers)

@@ -1,0 +1,345 @@
+"""SingleCellMemMapDataset: an archive that is opened, made, and changed, with bionemo-scdl's methods.
+
+Knows which change of the archive each method is, and leaves the archive whole at every moment; reading is
+`rows`, the disk is `archive`, sources are `convert`. Every change hard-links or rewrites a hidden sibling:
+an append costs the bytes of the whole archive, and buys that no crash can harm it.
+"""
+
+import dataclasses
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scdl_gpu.archive import change
+from scdl_gpu.archive.check import check_rows
+from scdl_gpu.archive.commit import Staging
+from scdl_gpu.archive.constants import FLOAT_ORDER, INT_ORDER, FileNames, Mode, NeighborSamplingStrategy, determine_dtype
+from scdl_gpu.archive.raw import ARRAY_FILES, DEFAULT_DTYPES, RawArchive, open_raw
+from scdl_gpu.archive.writer import finish
+from scdl_gpu.neighbors import strategy_of
+from scdl_gpu.rows import ArchiveRows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scdl_gpu.convert.frames import Frame
+    from scdl_gpu.convert.source import Source
+
+DATA = FileNames.DATA.value
+
+
+class SingleCellMemMapDataset(ArchiveRows):
+    """Rows of a raw archive, opened, converted from an h5ad file, or made empty to be filled by hand.
+
+    Where `data_path` exists it is opened, read-only; where not, `h5ad_path` is converted to it, or arrays of
+    `num_rows` and `num_elements` are made, which `save` puts there. All parameters are bionemo-scdl's.
+
+    data_dtype: of the values stored by a conversion, one of uint8/16/32/64, float16/32/64 (None: float32); for an
+    archive without header, of the values it holds. data_dtype_tolerance: absolute loss beyond which a conversion warns.
+    use_X_not_raw: convert `.X`; otherwise `.raw.X`. load_neighbors: keep or open the graph `neighbor_key` of `.obsp`.
+    paginated_load_cutoff and load_block_row_size are kept for code that passes them: every conversion here reads in
+    blocks of bounded memory, whatever the size of the file.
+    Raises FileExistsError, FileNotFoundError, ValueError for arguments, ArchiveError and SourceError for files.
+    """
+
+    def __init__(
+        self,
+        data_path: str | os.PathLike[str],
+        h5ad_path: str | os.PathLike[str] | None = None,
+        num_elements: int | None = None,
+        num_rows: int | None = None,
+        mode: Mode = Mode.READ_APPEND,
+        paginated_load_cutoff: int = 10_000,
+        load_block_row_size: int = 1_000_000,
+        var_feature_index_name: str = "var_feature_id",
+        obs_feature_index_name: str = "obs_feature_id",
+        load_neighbors: bool = False,
+        neighbor_key: str = "next_cell_ids",
+        neighbor_sampling_strategy: NeighborSamplingStrategy | str = NeighborSamplingStrategy.RANDOM,
+        fallback_to_identity: bool = True,
+        data_dtype: str | None = None,
+        data_dtype_tolerance: float = 1e-08,
+        use_X_not_raw: bool = False,
+    ) -> None:
+        if data_dtype is not None and data_dtype not in INT_ORDER + FLOAT_ORDER:
+            raise ValueError(f"data_dtype {data_dtype!r} is not storable; expected one of {INT_ORDER + FLOAT_ORDER}")
+        self.data_path = data_path
+        self.mode = mode
+        self.paginated_load_cutoff = paginated_load_cutoff
+        self.load_block_row_size = load_block_row_size
+        self.var_feature_index_name = var_feature_index_name
+        self.obs_feature_index_name = obs_feature_index_name
+        self.load_neighbors = load_neighbors
+        self.neighbor_key = neighbor_key
+        self.neighbor_sampling_strategy = strategy_of(neighbor_sampling_strategy) if load_neighbors else NeighborSamplingStrategy.RANDOM
+        self.fallback_to_identity = fallback_to_identity
+        self.data_dtype_tolerance = data_dtype_tolerance
+        self.use_X_not_raw = use_X_not_raw
+        self._data_dtype = data_dtype
+        self._staging: Staging | None = None
+        self._canonical: bool | None = None
+        self.dtypes = dict(DEFAULT_DTYPES) | ({DATA: data_dtype} if data_dtype else {})
+        self._obtain(h5ad_path, num_elements, num_rows)
+
+    def _obtain(self, h5ad_path: str | os.PathLike[str] | None, num_elements: int | None, num_rows: int | None) -> None:
+        exists = os.path.lexists(self.data_path)
+        if self.mode == Mode.CREATE_APPEND and exists:
+            raise FileExistsError(f"Output directory already exists: {self.data_path}; choose another, or open it in another mode")
+        if h5ad_path is not None and exists:
+            raise FileExistsError(
+                f"Invalid input; both an existing SCMMAP and an h5ad file were passed. {self.data_path} exists already: "
+                f"leave out h5ad_path to open it, or choose another data_path to convert {h5ad_path}"
+            )
+        if exists:
+            self.load(self.data_path)
+        elif h5ad_path is not None:
+            self.load_h5ad(h5ad_path)
+            if self.mode == Mode.CREATE_APPEND:
+                self._adopt(open_raw(Path(self.data_path), writable=True))
+        elif isinstance(num_elements, int) and isinstance(num_rows, int):
+            self._adopt(change.create_empty(self._stage().directory, num_rows, num_elements, self.dtypes), saved=False)
+        else:
+            raise ValueError(
+                f"An np.memmap path, an h5ad path, or the number of elements and rows is required; {self.data_path} does not exist, "
+                f"and h5ad_path, or num_elements and num_rows, are not given"
+            )
+
+    # Opening, saving, and what is between
+
+    def load(self, stored_path: str | os.PathLike[str]) -> None:
+        """Open the archive at `stored_path`, read-only, whatever `mode` says.
+
+        Raises FileNotFoundError where nothing is there, ArchiveError where an archive is damaged. Writes nothing.
+        """
+        if not os.path.lexists(stored_path):
+            raise FileNotFoundError(f"The specified data path does not exist: {stored_path}")
+        self.data_path = stored_path
+        self._adopt(open_raw(Path(stored_path), data_dtype=self._data_dtype))
+
+    def load_h5ad(self, anndata_path: str | os.PathLike[str]) -> None:
+        """Convert an h5ad file into this dataset, which must hold no rows yet; rows are stored exactly as they are there.
+
+        Raises FileNotFoundError, SourceError for a file that cannot be converted, ValueError where rows are there already.
+        Warns where values do not fit the dtype, naming the cure.
+        """
+        if not Path(anndata_path).exists():
+            raise FileNotFoundError(f"Error: could not find h5ad path {anndata_path}")
+        if self._staging is None and os.path.lexists(self.data_path):
+            raise ValueError(f"{self.data_path} holds rows already; convert {anndata_path} into an archive of its own and use concat")
+        var, obs = self._convert(Path(anndata_path))
+        label = str(anndata_path)
+        self._var_feature_index.append_features(len(obs), var.features(self.var_feature_index_name), label, names=var.names)
+        self._obs_feature_index.append_features(obs.features(self.obs_feature_index_name), label, names=obs.names)
+        self.save()
+
+    def regular_load_h5ad(self, anndata_path: str | os.PathLike[str]) -> tuple["pd.DataFrame", "pd.DataFrame", int]:
+        """Convert the matrix of an h5ad file, without features and unsaved; returns var, obs and the number of rows."""
+        var, obs = self._convert(Path(anndata_path))
+        return var.to_pandas(), obs.to_pandas(), len(obs)
+
+    def paginated_load_h5ad(self, anndata_path: str | os.PathLike[str]) -> tuple["pd.DataFrame", "pd.DataFrame", int]:
+        """Do what `regular_load_h5ad` does: every conversion reads blocks of bounded size."""
+        return self.regular_load_h5ad(anndata_path)
+
+    def _convert(self, h5ad: Path) -> tuple["Frame", "Frame"]:
+        """Convert the matrix and the graph of `h5ad` into the staging; returns var and obs."""
+        from scdl_gpu.convert.source import MissingMatrixError, open_source
+        from scdl_gpu.convert.write import write_matrix
+
+        directory = self._stage().directory
+        try:
+            for name in ARRAY_FILES:
+                (directory / name).unlink(missing_ok=True)  # arrays made empty for this dataset give way
+            with open_source(h5ad, "X" if self.use_X_not_raw else "raw") as source:
+                written = write_matrix(source.matrix, directory, data_dtype=self.dtypes[DATA], tolerance=None, canonical=False)
+                extra = self._write_neighbors(source, directory) if self.load_neighbors else {}
+                var, obs, written_from = source.var(), source.obs(), source.x
+            archive = change.open_staged(directory, {**self.dtypes, **written.dtypes})
+            self._adopt(dataclasses.replace(archive, metadata={"x": written_from, **extra}), saved=False)
+        except MissingMatrixError as error:
+            self._drop_staging()
+            raise ValueError(_missing_matrix(self.use_X_not_raw, error)) from error
+        except BaseException:
+            self._drop_staging()
+            raise
+        self._canonical = written.canonical and self.mode != Mode.CREATE_APPEND
+        if written.max_difference > self.data_dtype_tolerance:
+            fitting = ", ".join(sorted(written.holding)) or "float64"
+            warnings.warn(
+                f"Downcasted data values for '{DATA}' are not close to original values. Max abs diff: {written.max_difference:g} "
+                f"({h5ad} as {self.dtypes[DATA]}); use a data_dtype that holds them ({fitting}), "
+                f"or allow the loss with data_dtype_tolerance",
+                UserWarning,
+                stacklevel=5,
+            )
+        return var, obs
+
+    def _write_neighbors(self, source: "Source", directory: Path) -> dict[str, Any]:
+        """Write the graph `neighbor_key` of .obsp; returns the entries of metadata.json that name it."""
+        from scdl_gpu.convert.extras import write_extras
+        from scdl_gpu.convert.matrix import CompressedMatrix
+        from scdl_gpu.convert.source import MissingMatrixError
+
+        try:
+            graph = source.obsp(self.neighbor_key)
+        except MissingMatrixError as error:
+            warnings.warn(
+                f"Neighbor key '{self.neighbor_key}' not found in AnnData.obsp. Neighbor loading skipped. ({error})",
+                UserWarning,
+                stacklevel=6,
+            )
+            return {}
+        if not isinstance(graph, CompressedMatrix):
+            raise ValueError(f"Neighbor matrix for key '{self.neighbor_key}' is not a sparse matrix. Make it one, or choose another key")
+        return write_extras(source, directory, (), (self.neighbor_key,))
+
+    def _stage(self) -> Staging:
+        """Return the staging of an archive that is not saved yet, made if need be."""
+        if self._staging is None:
+            self._staging = Staging.create(Path(self.data_path))
+        return self._staging
+
+    def _drop_staging(self) -> None:
+        if self._staging is not None:
+            self._staging.discard()
+            self._staging = None
+
+    def save(self, output_path: str | os.PathLike[str] | None = None) -> bool:
+        """Save arrays and features; what was writable is read-only from then on. Returns True.
+
+        output_path: also write the whole archive there, which must not exist. Raises ArchiveError where arrays
+        filled by hand are no CSR of their features, or the file system refuses; the archive is then as it was.
+        """
+        if self._staging is not None:
+            self._commit()
+        else:
+            _flush(self._archive)
+            canonical = self._archive.canonical if not self.data.flags.writeable else self._check_filled()
+            change.describe(Path(self.data_path), self._archive, canonical=canonical)
+            self.load(self.data_path)
+        if output_path is not None:
+            change.copy(self._archive, Path(output_path))
+        return True
+
+    def _commit(self) -> None:
+        """Put a staged archive in place and read it from there."""
+        staging = self._stage()
+        _flush(self._archive)
+        finish(
+            staging.directory,
+            dtypes=self.dtypes,
+            var=self._var_feature_index,
+            obs=self._obs_feature_index,
+            canonical=self._check_filled() if self._canonical is None else self._canonical,
+            extra=self.metadata,
+        )
+        staging.commit()
+        self._staging, self._canonical = None, None
+        self.load(self.data_path)
+
+    def _check_filled(self) -> bool:
+        filled = self._var_feature_index.number_of_rows() > 0
+        return check_rows(self._archive, self._var_feature_index) if filled else False
+
+    def cast_data_to_dtype(self, dtype: str) -> None:
+        """Rewrite the values in `dtype`, one of uint8/16/32/64 and float16/32/64; warns where values change.
+
+        Raises ValueError for another dtype. The archive is the old one or the new one, never a mixture.
+        """
+        if dtype not in INT_ORDER + FLOAT_ORDER:
+            raise ValueError(f"Cannot cast data to {dtype!r}; expected one of {INT_ORDER + FLOAT_ORDER}")
+        self._saved("cast_data_to_dtype")
+        difference = change.cast(Path(self.data_path), self._archive, dtype)
+        if difference > self.data_dtype_tolerance:
+            warnings.warn(
+                f"Downcasted data values for '{DATA}' are not close to original values. Max abs diff: {difference:g} "
+                f"({self.data_path} from {self.dtypes[DATA]} to {dtype}); cast to a wider dtype from the source, or accept the loss",
+                UserWarning,
+                stacklevel=2,
+            )
+        self._data_dtype = None
+        self.load(self.data_path)
+
+    def concat(
+        self,
+        other_dataset: "SingleCellMemMapDataset | list[SingleCellMemMapDataset]",
+        extend_copy_size: int = 10 * 1024 * 1024,
+        output_path: str | os.PathLike[str] | None = None,
+        destroy_on_copy: bool = False,
+    ) -> None:
+        """Append the rows of other datasets, in place or into a new archive at `output_path`, which this dataset then reads.
+
+        destroy_on_copy: remove the archives of the others afterwards, and with output_path this one's old one too.
+        extend_copy_size is accepted and not needed: pieces are as large as copies are fastest. Neighbours, obs, var
+        and names are kept. Raises ValueError for anything but datasets, or integer and float values mixed.
+        """
+        del extend_copy_size
+        others = [other_dataset] if isinstance(other_dataset, SingleCellMemMapDataset) else other_dataset
+        if not isinstance(others, list) or not all(isinstance(other, SingleCellMemMapDataset) for other in others):
+            raise ValueError(f"Expecting either a SingleCellMemMapDataset or a list thereof. Actually got: {type(other_dataset)}")
+        datasets = [self, *others]
+        for dataset in datasets:
+            dataset._saved("concat")
+            if dataset.row_index.size - 1 != dataset.number_of_rows():
+                raise ValueError(
+                    f"{dataset.data_path} has {dataset.row_index.size - 1} rows and no features; append its features and save it first"
+                )
+        archives = [dataset.archive for dataset in datasets]
+        target = Path(self.data_path if output_path is None else output_path)
+        change.join_into(archives, target, data_dtype=joined_dtype(datasets), replace=output_path is None)
+        own = Path(self.data_path)
+        self.load(target)
+        if destroy_on_copy:
+            for path in {own, *(Path(other.data_path) for other in others)}:
+                if path.exists() and not path.samefile(target):
+                    shutil.rmtree(path)
+
+    def _saved(self, action: str) -> None:
+        if self._staging is not None:
+            raise ValueError(f"{self.data_path} is not saved yet; call save() before {action}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Carry the path and the options, never the data; raises ValueError before the first save."""
+        self._saved("pickling")
+        options = {
+            "load_neighbors": self.load_neighbors,
+            "neighbor_key": self.neighbor_key,
+            "neighbor_sampling_strategy": self.neighbor_sampling_strategy,
+            "fallback_to_identity": self.fallback_to_identity,
+            "data_dtype": self._data_dtype,
+            "data_dtype_tolerance": self.data_dtype_tolerance,
+            "use_X_not_raw": self.use_X_not_raw,
+        }
+        return _reopen, (type(self), os.path.abspath(self.data_path), options)  # noqa: PTH100
+
+
+def _reopen(kind: type[SingleCellMemMapDataset], path: str, options: dict[str, Any]) -> SingleCellMemMapDataset:
+    return kind(path, **options)
+
+
+def _missing_matrix(use_x: bool, error: Exception) -> str:
+    if use_x:
+        return f"This file does not have count data; set use_X_not_raw=False to use raw counts instead. ({error})"
+    return f"This file does not have raw count data; set use_X_not_raw=True to use normalized counts instead. ({error})"
+
+
+def _flush(archive: RawArchive) -> None:
+    for array in (archive.data, archive.indptr, archive.indices):
+        if array.flags.writeable and array.size:
+            array.flush()
+
+
+def joined_dtype(datasets: Sequence[SingleCellMemMapDataset]) -> str:
+    """Return the dtype that holds the values of all `datasets`. Raises ValueError for integers and floats mixed."""
+    dtypes = [dataset.dtypes[DATA] for dataset in datasets]
+    try:
+        return determine_dtype(dtypes)
+    except ValueError as error:
+        found = ", ".join(f"{dataset.data_path}: {dtype}" for dataset, dtype in zip(datasets, dtypes, strict=True))
+        raise ValueError(
+            f"Cannot merge datasets with a mix of int and float dtypes for data: {found}; "
+            f"bring them to one family with cast_data_to_dtype, or convert them with the same --data-dtype"
+        ) from error

@@ -1,0 +1,79 @@
+"""A neighbour for a row: which one, and what is said where there is none.
+
+Knows the graph and the strategy, not values or files. RANDOM draws with `numpy.random.choice`, looked up in
+its module at every call, because existing code seeds and replaces it there; weights play no part.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl_gpu.archive.constants import NeighborSamplingStrategy
+from scdl_gpu.archive.graphs import Graph
+
+
+def strategy_of(value: NeighborSamplingStrategy | str) -> NeighborSamplingStrategy:
+    """Return the strategy that `value` names. Raises ValueError."""
+    try:
+        return NeighborSamplingStrategy(value)
+    except ValueError as error:
+        known = ", ".join(repr(strategy.value) for strategy in NeighborSamplingStrategy)
+        raise ValueError(f"Unsupported neighbor_sampling_strategy: {value!r}; expected one of {known}") from error
+
+
+@dataclass(slots=True)
+class NeighborSampler:
+    """Neighbours of rows 0 <= row < n_rows. `graph` is None where none was loaded; `enabled` whether one was asked for."""
+
+    graph: Graph | None
+    n_rows: int
+    enabled: bool
+    strategy: NeighborSamplingStrategy
+    fallback_to_identity: bool
+
+    def indices(self, row: int) -> NDArray[Any]:
+        """Return the neighbours of `row`, (k,) uint32; (0,) int64 where neighbours are off."""
+        self._check(row)
+        return self._graph().neighbors(row) if self.enabled else np.array([], dtype=np.int64)
+
+    def weights(self, row: int) -> NDArray[Any]:
+        """Return the weights of the neighbours of `row`, (k,) float32; (0,) float64 where neighbours are off."""
+        if not self.enabled:
+            return np.array([], dtype=np.float64)
+        graph = self._graph()
+        self._check(row)
+        return graph.weights(row)
+
+    def sample(self, row: int) -> Any:
+        """Return one neighbour of `row` (np.uint32), or `row` itself where it has none or neighbours are off."""
+        found = self.indices(row)
+        if not self.enabled:
+            return row
+        if found.size == 0:
+            if not self.fallback_to_identity:
+                warnings.warn(
+                    f"Cell {row} has no neighbors and fallback_to_identity=False. Returning cell index itself anyway.",
+                    UserWarning,
+                    stacklevel=3,
+                )
+            return row
+        return np.random.choice(found) if self.strategy is NeighborSamplingStrategy.RANDOM else found[0]  # noqa: NPY002
+
+    def stats(self) -> dict[str, Any]:
+        """Count connections; `{"has_neighbors": False}` where there is no graph."""
+        return {"has_neighbors": False} if self.graph is None else self.graph.stats()
+
+    def _check(self, row: int) -> None:
+        if not 0 <= row < self.n_rows:
+            raise IndexError(f"Cell index {row} out of bounds for dataset with {self.n_rows} cells")
+
+    def _graph(self) -> Graph:
+        if self.graph is None:
+            raise ValueError(
+                "Neighbor functionality was enabled but no neighbor data is available; "
+                "convert the source with load_neighbors=True and the neighbor_key of its .obsp"
+            )
+        return self.graph

@@ -1,0 +1,371 @@
+"""Rows of one opened archive: alone, in batches, with their features and neighbours.
+
+Knows one archive that does not change. Rows handed out are read-only views of the maps: a copy would cost
+half the throughput of row access, a writable view would let `values += 1` change the archive.
+"""
+
+import operator
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scdl_gpu.archive.constants import FileNames, NeighborSamplingStrategy
+from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
+from scdl_gpu.archive.graphs import NEIGHBOR_FILES
+from scdl_gpu.archive.header import SCDLHeader
+from scdl_gpu.archive.maps import Array
+from scdl_gpu.archive.raw import RawArchive
+from scdl_gpu.backend import Csr, GatherError, gather_csr
+from scdl_gpu.collate import Cell, Rows
+from scdl_gpu.errors import ArchiveError
+from scdl_gpu.neighbors import NeighborSampler
+from scdl_gpu.row_dataset import SingleCellRowDataset
+from scdl_gpu.version import __version__
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import scipy.sparse
+
+Names = list[str] | None
+Found = tuple[Cell, list[Any] | None, list[Any] | None]
+
+
+class ArchiveRows(SingleCellRowDataset):
+    """The reading half of SingleCellMemMapDataset."""
+
+    data_path: Any
+    load_neighbors: bool
+    neighbor_sampling_strategy: NeighborSamplingStrategy
+    fallback_to_identity: bool
+    dtypes: dict[str, str]
+
+    def _adopt(self, archive: RawArchive, *, saved: bool = True) -> None:
+        """Make `archive` what this dataset reads."""
+        self._archive = archive
+        self.header: SCDLHeader | None = archive.header
+        self.metadata: dict[str, Any] = archive.metadata
+        self.dtypes = archive.dtypes
+        self.data: Array = archive.data
+        self.row_index: Array = archive.indptr
+        self.col_index: Array = archive.indices
+        self._var_feature_index: VariableFeatureIndex = archive.var
+        self._obs_feature_index: ObservedFeatureIndex = archive.obs
+        self._indptr, self._indices, self._values = (np.asarray(array) for array in (archive.indptr, archive.indices, archive.data))
+        graph = archive.neighbors if self.load_neighbors else None
+        if graph is not None:
+            graph.check(archive.path / NEIGHBOR_FILES[0], archive.n_rows)
+        elif self.load_neighbors and saved:
+            warnings.warn(
+                f"Neighbor loading was requested but neighbor files are missing in {self.data_path}; "
+                f"convert the source with load_neighbors=True and the neighbor_key of its .obsp",
+                UserWarning,
+                stacklevel=5,
+            )
+        self._sampler = NeighborSampler(
+            graph, archive.n_rows, self.load_neighbors, self.neighbor_sampling_strategy, self.fallback_to_identity
+        )
+
+    @property
+    def archive(self) -> RawArchive:
+        """The opened archive that this dataset reads."""
+        return self._archive
+
+    # One row
+
+    def _row(self, index: Any) -> int:
+        """Return `index` as a row number; negative ones count from the end. Raises IndexError, TypeError."""
+        row, n = operator.index(index), self._indptr.size - 1
+        if not -n <= row < n:
+            raise IndexError(f"row {row} is out of range for {self.data_path}, which has {n} rows")
+        return row + n if row < 0 else row
+
+    def _cell(self, row: int) -> Cell:
+        start, stop = int(self._indptr[row]), int(self._indptr[row + 1])
+        if not 0 <= start <= stop <= self._values.size:
+            raise ArchiveError(
+                f"{self._file(FileNames.ROWPTR)}: row {row} runs from {start} to {stop}, "
+                f"expected 0 <= start <= stop <= {self._values.size}; "
+                f"the file is damaged: copy the archive again, or convert the source anew"
+            )
+        return Cell(self._values[start:stop], self._indices[start:stop], self._width(row))
+
+    def _width(self, row: int) -> int:
+        """Return the number of variables of the block that holds `row`; 0 where no features are known."""
+        return self._var_feature_index.number_vars_at_row(row) if self._var_feature_index.number_of_rows() else 0
+
+    def _file(self, name: FileNames) -> Path:
+        return Path(self.data_path) / name.value
+
+    def get_row(
+        self,
+        index: int,
+        return_var_features: bool = False,
+        var_feature_names: Names = None,
+        return_obs_features: bool = False,
+        obs_feature_names: Names = None,
+    ) -> Found:
+        """Return ((values, columns), var, obs) of a row, as stored: (nnz,) read-only views in the stored dtypes.
+
+        var: the arrays of the row's block, all or those named, in that order; obs: the row's scalars; None unless asked for.
+        Raises IndexError for a row out of range, ValueError for an unknown feature.
+        """
+        row = self._row(index)
+        var = self._var_feature_index.lookup(row, select_features=var_feature_names)[0] if return_var_features else None
+        obs = self._obs_feature_index.lookup(row, select_features=obs_feature_names)[0] if return_obs_features else None
+        return self._cell(row), var, obs
+
+    def get_row_padded(
+        self,
+        index: int,
+        return_var_features: bool = False,
+        var_feature_names: Names = None,
+        return_obs_features: bool = False,
+        obs_feature_names: Names = None,
+    ) -> tuple[NDArray[np.float64], list[Any] | None, list[Any] | None]:
+        """As `get_row`, the row as a dense float64 array (number of variables,); of a column stored twice the last value counts."""
+        cell, var, obs = self.get_row(index, return_var_features, var_feature_names, return_obs_features, obs_feature_names)
+        return self._dense(cell), var, obs
+
+    def _dense(self, cell: Cell) -> NDArray[np.float64]:
+        dense = np.zeros(cell.n_vars)
+        try:
+            dense[cell[1]] = cell[0]
+        except IndexError as error:
+            raise ArchiveError(
+                f"{self._file(FileNames.COLPTR)}: column {cell[1].max()} in a row of {cell.n_vars} variables; "
+                f"convert the source anew (bionemo-scdl stores .raw.X beside .var, which may have fewer genes)"
+            ) from error
+        return dense
+
+    def get_row_column(self, index: int, column: int | None, impute_missing_zeros: bool = True) -> Any:
+        """Return one value in the stored dtype; where none is stored 0.0, or None without `impute_missing_zeros`.
+
+        None for column None. Raises IndexError for a row or column out of range.
+        """
+        cell = self._cell(self._row(index))
+        if column is None:
+            return None
+        if column < 0 or (cell.n_vars and column >= cell.n_vars):
+            raise IndexError(f"column {column} is out of range for row {index} of {self.data_path}, which has {cell.n_vars} variables")
+        found = np.flatnonzero(cell[1] == column)
+        if found.size:
+            return cell[0][found[-1]]
+        return 0.0 if impute_missing_zeros else None
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Return row `index` as (2, nnz): values, and columns, in the dtype that holds both. For batches see `__getitems__`."""
+        values, columns = self._cell(self._row(index))
+        return torch.from_numpy(np.stack((values, columns)))
+
+    # Many rows
+
+    def __getitems__(self, indices: Sequence[int]) -> Rows:
+        """Gather rows into `Rows`, which `collate_sparse_matrix_batch` passes on; what a DataLoader calls for a batch."""
+        rows = self._selected(indices)
+        n_vars, ragged = self._batch_width(rows)
+        return Rows(self._gather(rows, n_vars), None if ragged else n_vars, np.result_type(self._values, self._indices), ragged=ragged)
+
+    def rows(self, selection: Any) -> "scipy.sparse.csr_matrix":
+        """Return rows as a SciPy CSR matrix (rows, number of variables), columns ascending, in the stored dtype.
+
+        selection: a slice, a mask (n_rows,), or row numbers in any order, negative ones from the end.
+        Raises IndexError for rows out of range, ValueError for rows of blocks with different genes.
+        """
+        import scipy.sparse
+
+        rows = self._selected(selection)
+        n_vars, ragged = self._batch_width(rows)
+        if ragged:
+            raise ValueError(f"{ragged}; rows of blocks with different genes are no matrix: select rows of one block")
+        csr = self._gather(rows, n_vars, duplicates=True)
+        data = csr.data.astype(self._values.dtype, copy=False)
+        return scipy.sparse.csr_matrix((data, csr.indices, csr.indptr), shape=(rows.size, n_vars))
+
+    def _selected(self, selection: Any) -> NDArray[np.int64]:
+        n = self._indptr.size - 1
+        if isinstance(selection, slice):
+            return np.arange(*selection.indices(n), dtype=np.int64)
+        chosen = np.asarray(selection)
+        if chosen.dtype == bool:
+            if chosen.shape != (n,):
+                raise IndexError(f"a mask of shape {chosen.shape} for {self.data_path}, which has {n} rows; expected ({n},)")
+            return np.flatnonzero(chosen)
+        if chosen.size == 0:
+            return np.empty(0, np.int64)
+        if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
+            raise TypeError(f"rows are selected by a slice, a mask or 1-D integers, not by {chosen.dtype} in {chosen.ndim} dimensions")
+        rows = chosen.astype(np.int64, copy=False)
+        if rows.min() < 0:
+            rows = np.where(rows < 0, rows + n, rows)
+        outside = np.flatnonzero((rows < 0) | (rows >= n))
+        if outside.size:
+            raise IndexError(f"row {chosen[outside[0]]} is out of range for {self.data_path}, which has {n} rows")
+        return rows
+
+    def _batch_width(self, rows: NDArray[np.int64]) -> tuple[int, str]:
+        """Return the number of variables of a batch, and in words which of its rows have other genes than the first."""
+        widths = self._var_feature_index.column_dims()
+        if not widths:
+            return self._widest, ""
+        if len(widths) == 1 or rows.size == 0:
+            return widths[0], ""
+        blocks = self._var_feature_index.block_of(rows)
+        other = np.flatnonzero(blocks != blocks[0])
+        if other.size == 0:
+            return widths[blocks[0]], ""
+        text = f"rows {rows[0]} and {rows[other[0]]} of {self.data_path} belong to blocks {blocks[0]} and {blocks[other[0]]}"
+        return max(widths[block] for block in set(blocks.tolist())), text
+
+    @cached_property
+    def _widest(self) -> int:
+        """Largest column + 1, read once, where no features tell the number of variables."""
+        return int(self._indices.max()) + 1 if self._indices.size else 0
+
+    def _gather(self, rows: NDArray[np.int64], n_vars: int, *, duplicates: bool = False) -> Csr:
+        try:
+            return gather_csr(self._indptr, self._indices, self._values, rows, n_vars=n_vars, duplicates=duplicates)
+        except GatherError as error:
+            raise ArchiveError(f"{self.data_path}: row {rows[error.position]}: {error.fault}; {error.cure}") from error
+
+    # Neighbours
+
+    @property
+    def _has_neighbors(self) -> bool:
+        return self._sampler.graph is not None
+
+    def get_neighbor_indices_for_cell(self, cell_index: int) -> NDArray[Any]:
+        """Return the neighbours of a row, (k,) uint32, read-only. Raises IndexError, and ValueError where no graph was found."""
+        return self._sampler.indices(cell_index)
+
+    def get_neighbor_weights_for_cell(self, cell_index: int) -> NDArray[Any]:
+        """Return the weights of the neighbours of a row, (k,) float32, read-only. Raises as `get_neighbor_indices_for_cell`."""
+        return self._sampler.weights(cell_index)
+
+    def sample_neighbor_index(self, cell_index: int) -> Any:
+        """Return one neighbour of a row by the strategy; the row itself where it has none."""
+        return self._sampler.sample(cell_index)
+
+    def get_neighbor_stats(self) -> dict[str, Any]:
+        """Count connections: total, least, most and average per row, rows without any."""
+        return self._sampler.stats()
+
+    def get_row_with_neighbor(
+        self,
+        index: int,
+        return_var_features: bool = False,
+        var_feature_names: Names = None,
+        return_obs_features: bool = False,
+        obs_feature_names: Names = None,
+    ) -> dict[str, Any]:
+        """Return a row and one of its neighbours: current_cell, next_cell ((values, columns)), current_cell_index,
+        next_cell_index, var_features, obs_features (of the row; None unless asked for).
+
+        Raises ValueError where neighbours were not loaded.
+        """
+        if not self._has_neighbors:
+            raise ValueError(
+                f"Cannot include neighbor data: {self.data_path} was opened without; open it with load_neighbors=True, "
+                f"or convert the source with load_neighbors=True first"
+            )
+        row = self._row(index)
+        cell, var, obs = self.get_row(row, return_var_features, var_feature_names, return_obs_features, obs_feature_names)
+        neighbor = self.sample_neighbor_index(row)
+        return {
+            "current_cell": cell,
+            "next_cell": cell if neighbor == row else self._cell(self._row(neighbor)),
+            "current_cell_index": row,
+            "next_cell_index": neighbor,
+            "var_features": var,
+            "obs_features": obs,
+        }
+
+    def get_row_padded_with_neighbor(
+        self,
+        index: int,
+        return_var_features: bool = False,
+        var_feature_names: Names = None,
+        return_obs_features: bool = False,
+        obs_feature_names: Names = None,
+    ) -> dict[str, Any]:
+        """As `get_row_with_neighbor`, both rows as dense float64 arrays (number of variables,)."""
+        found = self.get_row_with_neighbor(index, return_var_features, var_feature_names, return_obs_features, obs_feature_names)
+        return found | {name: self._dense(found[name]) for name in ("current_cell", "next_cell")}
+
+    # Features and sizes
+
+    def var_features(self) -> VariableFeatureIndex:
+        """Return the features of the columns, a block for each set of genes."""
+        return self._var_feature_index
+
+    def obs_features(self) -> ObservedFeatureIndex:
+        """Return the features of the rows."""
+        return self._obs_feature_index
+
+    @property
+    def obs_names(self) -> NDArray[np.object_] | None:
+        """Names of the rows (barcodes), (n_rows,); None where the archive has none. Read when first asked for."""
+        return self._obs_feature_index.names
+
+    @property
+    def var_names(self) -> NDArray[np.object_] | None:
+        """Names of the genes, (number of variables,), of an archive of one block; None where it has none.
+
+        Raises ValueError for several blocks: see `var_features().block_names(block)`.
+        """
+        if len(self._var_feature_index) > 1:
+            raise ValueError(f"{self.data_path} has {len(self._var_feature_index)} blocks of genes; ask var_features().block_names(block)")
+        return self._var_feature_index.block_names(0) if len(self._var_feature_index) else None
+
+    def obs_column(self, name: str) -> "pd.Series[Any]":
+        """Return one obs column of all rows with its pandas dtype (categories kept); only it is read. Raises ValueError."""
+        import pandas as pd
+
+        return pd.Series(self._obs_feature_index.column(name).to_pandas(), name=name, index=self.obs_names)
+
+    @property
+    def obsm(self) -> dict[str, NDArray[Any]]:
+        """Arrays (n_rows, ...) that the conversion was asked to keep, as read-only maps."""
+        return {key: np.asarray(array) for key, array in self._archive.obsm.items()}
+
+    def version(self) -> str:
+        """Return the version of this package."""
+        return __version__
+
+    def number_of_rows(self) -> int:
+        """Count the rows that have features; 0 for an archive without. Raises ValueError where row pointers disagree."""
+        n = self._var_feature_index.number_of_rows()
+        if n and n != self.row_index.size - 1:
+            raise ValueError(
+                f"{self.data_path}: features describe {n} rows, row pointers {self.row_index.size - 1}; append the missing features"
+            )
+        return n
+
+    def __len__(self) -> int:
+        return self.number_of_rows()
+
+    def number_of_variables(self) -> list[int]:
+        """Return the number of variables of each block; [0] where no features are known."""
+        return self._var_feature_index.column_dims() or [0]
+
+    def number_of_values(self) -> int:
+        """Count the elements of the dense matrix, blocks added up."""
+        return int(sum(self._var_feature_index.number_of_values()))
+
+    def number_nonzero_values(self) -> int:
+        """Count the stored elements, explicit zeros included."""
+        return int(self.data.size)
+
+    def shape(self) -> tuple[int, list[int]]:
+        """Return the number of rows, and the number of variables of each block."""
+        return self.number_of_rows(), self.number_of_variables()
+
+    @property
+    def header_path(self) -> str:
+        """Where the header lies."""
+        return str(self._file(FileNames.HEADER))
