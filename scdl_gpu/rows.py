@@ -324,9 +324,8 @@ class ArchiveRows(SingleCellRowDataset):
 
     def obs_column(self, name: str) -> "pd.Series[Any]":
         """Return one obs column of all rows with its pandas dtype (categories kept); only it is read. Raises ValueError."""
-        import pandas as pd
-
-        return pd.Series(self._obs_feature_index.column(name).to_pandas(), name=name, index=self.obs_names)
+        column: pd.Series[Any] = self._obs_feature_index.column(name).to_pandas().rename(name)
+        return column if self.obs_names is None else column.set_axis(self.obs_names)
 
     @property
     def obsm(self) -> dict[str, NDArray[Any]]:
