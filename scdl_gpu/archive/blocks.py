@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scdl_gpu.archive.column_files import Encoder
-from scdl_gpu.archive.columns import Column, TextColumn
+from scdl_gpu.archive.column_files import Encoder, is_repetitive
+from scdl_gpu.archive.columns import Column
 from scdl_gpu.errors import ArchiveError, MissingFileError
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class FileBlock(Block):
 
     def names(self) -> Column | None:
         """Return the names, read anew each time: they are as many as the rows."""
-        return None if self._names is None else self._names.read(NAMES, flat=True)
+        return None if self._names is None else self._names.read(NAMES)
 
     @property
     def has_names(self) -> bool:
@@ -213,8 +213,8 @@ class MappedTable:
     def __reduce__(self) -> tuple[Any, ...]:
         return MappedTable, (self.path, self._buffer)
 
-    def read(self, name: str, *, flat: bool = False) -> Column:
-        """Decode one column and no other. flat: text without looking for repetitions. KeyError for an unknown name."""
+    def read(self, name: str) -> Column:
+        """Decode one column and no other. KeyError for an unknown name."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -222,13 +222,12 @@ class MappedTable:
             raise KeyError(name)
         try:
             field = self._schema.field(name)
-            text = pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-            encoded = [name] if text and not flat else None
+            encoded = [name] if is_repetitive(field) else None
             reader = pq.ParquetFile(self._buffer, metadata=self._footer, read_dictionary=encoded, page_checksum_verification=True)
             array = reader.read(columns=[name], use_threads=False).column(name)
             if len(array) != self.n_rows:
                 raise ValueError(f"{len(array):,} values, the footer promises {self.n_rows:,}")
-            return TextColumn(pa.concat_arrays(array.cast(pa.large_string()).chunks)) if flat else Column.from_arrow(field, array)
+            return Column.from_arrow(field, array)
         except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise self._damaged(f"column {name!r}", error) from error
 

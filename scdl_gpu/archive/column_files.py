@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scdl_gpu.archive.column_values import MIN_TEXT, column_of, mixed_column, objects
+from scdl_gpu.archive.column_values import column_of, mixed_column, objects, text_column
 from scdl_gpu.archive.columns import CodedColumn, Codes, Column, Mask, NullableColumn, PlainColumn, TextColumn, Values
 
 KEY = b"scdl_gpu"
@@ -39,6 +39,7 @@ class Encoder:
             entry |= _describe(column) if column.kind == "categorical" else {}
         else:
             kind = pa.large_string()
+            entry["flat"] = True
         if column.dtype:
             entry["dtype"] = column.dtype
         kind = pa.string() if pa.types.is_large_string(kind) else kind
@@ -78,8 +79,17 @@ def decode(field: Any, array: Any) -> Column:
         return _decode_categorical(entry, chunked)
     if kind == "mixed":
         return _decode_mixed(chunked)
+    if kind == "string" and not pa.types.is_dictionary(chunked.type):
+        return TextColumn(_combined(chunked.cast(pa.large_string())), dtype=entry.get("dtype", ""))
     column = _nullable(chunked) if kind == "nullable" else _natural(field.type, chunked)
     return _retyped(column, entry)
+
+
+def is_repetitive(field: Any) -> bool:
+    """Tell whether a column of a file is text that is best read dictionary-encoded."""
+    import pyarrow as pa
+
+    return (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)) and _entry(field).get("flat") is not True
 
 
 def _entry(field: Any) -> dict[str, Any]:
@@ -157,7 +167,7 @@ def _natural(stored: Any, chunked: Any) -> Column:
         categories = encoded.dictionary.to_numpy(zero_copy_only=False)
         return CodedColumn(row_codes, categories, kind="categorical", ordered=stored.ordered)
     if pa.types.is_dictionary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return _text_of(*_encode_text(chunked))
+        return text_column(*_encode_text(chunked))
     if pa.types.is_null(kind):
         return Column.missing(len(chunked))
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
@@ -171,14 +181,6 @@ def _natural(stored: Any, chunked: Any) -> Column:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_decimal(kind) or pa.types.is_time(kind):
         return mixed_column(objects(chunked.to_pylist()))
     raise ValueError(f"its values are of arrow type {kind}, for which there is no column; drop it, or store it as text or numbers")
-
-
-def _text_of(row_codes: Codes, distinct: Any) -> Column:
-    import pyarrow as pa
-
-    if len(row_codes) < MIN_TEXT or 2 * len(distinct) < len(row_codes):
-        return CodedColumn(row_codes, distinct.to_numpy(zero_copy_only=False), kind="string")
-    return TextColumn(distinct.take(pa.array(row_codes, mask=row_codes < 0)))
 
 
 def _nullable(chunked: Any) -> NullableColumn:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scdl_gpu.archive.column_values import EXACT_FLOAT64, category_key, mixed_column
-from scdl_gpu.archive.columns import CodedColumn, Codes, Column, NullableColumn, PlainColumn, TextColumn, Values
+from scdl_gpu.archive.columns import CodedColumn, Codes, Column, NullableColumn, PlainColumn, TextColumn, Values, boxed, same_values
 
 
 def concat(columns: Sequence[Column]) -> Column:
@@ -63,7 +63,7 @@ def _dtype(columns: Sequence[Column]) -> str:
 
 def _concat_coded(columns: Sequence[CodedColumn], kind: str) -> CodedColumn:
     known = [column for column in columns if not _is_missing(column)]
-    ordered = bool(known) and all(column.ordered and np.array_equal(column.categories, known[0].categories) for column in known)
+    ordered = bool(known) and all(column.ordered and same_values(column.categories, known[0].categories) for column in known)
     maps, categories = _union([column.categories for column in columns])
     row_codes = [mapping[column.row_codes] for mapping, column in zip(maps, columns, strict=True)]
     return CodedColumn(np.concatenate(row_codes), categories, kind=kind, ordered=ordered, dtype=_dtype(columns))
@@ -72,7 +72,7 @@ def _concat_coded(columns: Sequence[CodedColumn], kind: str) -> CodedColumn:
 def _union(parts: Sequence[Values]) -> tuple[list[Codes], Values]:
     """Join categories in order of first appearance; also return, per part, old code -> new code (-1 -> -1)."""
     first = parts[0]
-    if all(part is first or (part.dtype == first.dtype and np.array_equal(part, first)) for part in parts):
+    if first.dtype != object and all(part.dtype == first.dtype and same_values(part, first) for part in parts):
         same = np.append(np.arange(len(first), dtype=np.int32), np.int32(-1))
         return [same] * len(parts), first
     if all(_is_text(part) for part in parts):
@@ -181,21 +181,11 @@ def _as_mixed(column: Column) -> CodedColumn:
     if isinstance(column, TextColumn):
         column = column.coded()
     if isinstance(column, CodedColumn):
-        distinct = mixed_column(column.categories.astype(object))
+        distinct = mixed_column(boxed(column.categories))
         mapping = np.append(distinct.row_codes, np.int32(-1))
         return CodedColumn(mapping[column.row_codes], distinct.categories, kind="mixed")
     values, missing = column.comparable()
     distinct_values, inverse = np.unique(values, return_inverse=True)
-    distinct = mixed_column(_scalars(distinct_values))
+    distinct = mixed_column(boxed(distinct_values))
     row_codes = distinct.row_codes[inverse].astype(np.int32)
     return CodedColumn(np.where(missing, np.int32(-1), row_codes), distinct.categories, kind="mixed")
-
-
-def _scalars(values: Values) -> Values:
-    """Return Python numbers, or NumPy times, as an object array."""
-    if values.dtype.kind not in "mM":
-        return values.astype(object)
-    objects = np.empty(len(values), dtype=object)
-    for index, value in enumerate(values):
-        objects[index] = value
-    return objects

@@ -1,7 +1,7 @@
 """A column out of whatever holds one: NumPy arrays, lists, pandas Series and extension arrays.
 
 Knows the kinds of values and which column keeps each exactly; not what the column is for. Objects are looked
-at one by one only where they are of mixed types; text is hashed once (pandas.factorize, about 50 ns a value).
+at one by one only where they are of mixed types; text is hashed once, about 100 ns a value.
 """
 
 from collections.abc import Iterable
@@ -31,13 +31,13 @@ def column_of(values: Any) -> Column:
     return _of_array(array)
 
 
-def text_column(row_codes: Codes, categories: Values, *, dtype: str = "") -> Column:
-    """Make a "string" column, coded if its values repeat, otherwise flat."""
-    if len(row_codes) < MIN_TEXT or 2 * len(categories) < len(row_codes):
-        return CodedColumn(row_codes, categories, kind="string", dtype=dtype)
+def text_column(row_codes: Codes, distinct: Any, *, dtype: str = "") -> Column:
+    """Make a "string" column of codes into an arrow array of distinct texts: coded if its values repeat, otherwise flat."""
+    if len(row_codes) < MIN_TEXT or 2 * len(distinct) < len(row_codes):
+        return CodedColumn(row_codes, distinct.to_numpy(zero_copy_only=False), kind="string", dtype=dtype)
     import pyarrow as pa
 
-    return TextColumn(pa.array(categories, pa.large_string()).take(pa.array(row_codes, mask=row_codes < 0)), dtype=dtype)
+    return TextColumn(distinct.take(pa.array(row_codes, mask=row_codes < 0)), dtype=dtype)
 
 
 def mixed_column(values: NDArray[np.object_]) -> CodedColumn:
@@ -156,11 +156,13 @@ def _of_floats(array: NDArray[np.object_], missing: Mask, *, has_integers: bool)
 
 
 def _of_text(array: NDArray[np.object_], dtype: str = "") -> Column:
-    import pandas as pd
+    import pyarrow as pa
 
-    codes, distinct = pd.factorize(array, use_na_sentinel=True)
-    categories = objects(value if type(value) is str else str(value) for value in distinct)
-    return text_column(codes.astype(np.int32), categories, dtype=dtype)
+    text = pa.array(array, pa.large_string(), from_pandas=True)
+    encoded = text.dictionary_encode()
+    if len(text) >= MIN_TEXT and 2 * len(encoded.dictionary) >= len(text):
+        return TextColumn(text, dtype=dtype)
+    return text_column(encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), encoded.dictionary, dtype=dtype)
 
 
 def _of_pandas(values: Any) -> Column:

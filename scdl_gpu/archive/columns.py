@@ -131,9 +131,7 @@ class Column(ABC):
         if not np.array_equal(left_missing, right_missing):
             return False
         here = ~left_missing
-        if here.all():
-            return bool(np.array_equal(left, right))
-        return bool(np.array_equal(left[here], right[here]))
+        return same_values(left, right) if here.all() else same_values(left[here], right[here])
 
     def __getstate__(self) -> dict[str, Any]:
         slots = [name for owner in type(self).__mro__ for name in getattr(owner, "__slots__", ())]
@@ -145,6 +143,24 @@ class Column(ABC):
 
     def __repr__(self) -> str:
         return f"Column({self.kind}, {len(self):,} values{', ' + self.dtype if self.dtype else ''})"
+
+
+def same_values(left: Values, right: Values) -> bool:
+    """Tell whether two arrays without missing values are equal; objects that cannot be compared are not."""
+    try:
+        return bool(np.array_equal(left, right))
+    except OverflowError:  # a NumPy time among the objects of one, an integer beyond 64 bits in the other
+        return False
+
+
+def boxed(values: Values) -> Values:
+    """Return a new array of objects: Python numbers, and times as NumPy's own scalars (NumPy makes integers of nanoseconds)."""
+    if values.dtype.kind not in "mM":
+        return values.astype(object)
+    objects = np.empty(len(values), dtype=object)
+    for index, value in enumerate(values):
+        objects[index] = value
+    return objects
 
 
 def _frozen(values: Values) -> Values:
@@ -267,7 +283,7 @@ class CodedColumn(Column):
         decoded, missing = self.comparable()
         if not missing.any():
             return decoded
-        decoded = decoded.astype(object)
+        decoded = boxed(decoded)
         decoded[missing] = None
         return decoded
 

@@ -335,5 +335,5 @@ def _feature_column(name: Any, values: Any) -> Column:
 
 
 def _names_column(names: Iterable[str]) -> Column:
-    texts = Column.from_values(np.array([str(name) for name in names], dtype=object))
-    return texts
+    column = Column.from_values(names if hasattr(names, "__len__") else list(names))
+    return column if column.kind == "string" else Column.from_values([str(name) for name in column.to_numpy()])
