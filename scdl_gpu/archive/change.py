@@ -17,7 +17,7 @@ from scdl_gpu.archive.commit import Staging
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.graphs import open_neighbors
-from scdl_gpu.archive.join import join, size_bytes
+from scdl_gpu.archive.join import Progress, join, size_bytes
 from scdl_gpu.archive.maps import map_array
 from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive
 from scdl_gpu.archive.writer import COPY_BYTES, ArrayWriter, finish
@@ -113,8 +113,13 @@ def _largest_difference(before: NDArray[Any], after: NDArray[Any]) -> float:
     return float(np.where(np.isnan(difference), np.inf, difference).max())
 
 
-def join_into(archives: Sequence[RawArchive], path: Path, *, data_dtype: str, replace: bool = False) -> None:
-    """Write the rows of `archives`, one after the other, to `path`, which must not exist; with `replace`, in place of what is there."""
+def join_into(
+    archives: Sequence[RawArchive], path: Path, *, data_dtype: str, replace: bool = False, progress: Progress | None = None
+) -> None:
+    """Write the rows of `archives`, one after the other, to `path`, which must not exist; with `replace`, in place of what is there.
+
+    progress: see `join`.
+    """
     needed = size_bytes(archives, data_dtype)
     if replace:
         replaced = [file.name for file in path.iterdir()]
@@ -122,7 +127,7 @@ def join_into(archives: Sequence[RawArchive], path: Path, *, data_dtype: str, re
     else:
         staging = Staging.create(path, needed_bytes=needed)
     with staging:
-        join(archives, staging.directory, data_dtype=data_dtype)
+        join(archives, staging.directory, data_dtype=data_dtype, progress=progress)
 
 
 def _finish(directory: Path, archive: RawArchive, dtypes: dict[str, str], *, canonical: bool) -> None:

@@ -5,7 +5,7 @@ the archives; dtypes are the widest that occur, row pointers the narrowest for t
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from scdl_gpu.errors import ArchiveError
 
 DATA, ROWPTR, COLPTR = FileNames.DATA.value, FileNames.ROWPTR.value, FileNames.COLPTR.value
 POINTERS = COPY_BYTES // 8
+Progress = Callable[[int], object]
 
 
 def size_bytes(archives: Sequence[RawArchive], data_dtype: str) -> int:
@@ -37,18 +38,29 @@ def joined_dtypes(archives: Sequence[RawArchive], data_dtype: str) -> dict[str, 
     return {DATA: data_dtype, COLPTR: columns, ROWPTR: smallest_uint_dtype(nnz)}
 
 
-def join(archives: Sequence[RawArchive], directory: Path, *, data_dtype: str, extra: dict[str, Any] | None = None) -> None:
+def join(
+    archives: Sequence[RawArchive],
+    directory: Path,
+    *,
+    data_dtype: str,
+    extra: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> None:
     """Write the rows of `archives`, in order, as one whole archive into `directory`.
 
     data_dtype: of data.npy; every value must fit (nothing is checked here). Neighbour graphs, obsp and obsm are
     kept where every archive has them; rows of archives without a graph that others have are without neighbours.
+    progress: called with the bytes of each piece of the three arrays, `size_bytes` in all.
     """
     dtypes = joined_dtypes(archives, data_dtype)
-    with ArrayWriter(directory / DATA, dtypes[DATA]) as data, ArrayWriter(directory / COLPTR, dtypes[COLPTR]) as columns:
+    with (
+        ArrayWriter(directory / DATA, dtypes[DATA], progress=progress) as data,
+        ArrayWriter(directory / COLPTR, dtypes[COLPTR], progress=progress) as columns,
+    ):
         for archive in archives:
             data.append_file(archive.data)
             columns.append_file(archive.indices)
-    _join_pointers([archive.indptr for archive in archives], directory / ROWPTR, dtypes[ROWPTR])
+    _join_pointers([archive.indptr for archive in archives], directory / ROWPTR, dtypes[ROWPTR], progress)
     var, obs = VariableFeatureIndex(), ObservedFeatureIndex()
     for archive in archives:
         var.concat(archive.var)
@@ -64,9 +76,9 @@ def join(archives: Sequence[RawArchive], directory: Path, *, data_dtype: str, ex
     )
 
 
-def _join_pointers(pointers: Sequence[Any], file: Path, dtype: str) -> None:
+def _join_pointers(pointers: Sequence[Any], file: Path, dtype: str, progress: Progress | None = None) -> None:
     """Write row pointers one after the other, each moved on by the elements before it."""
-    with ArrayWriter(file, dtype) as writer:
+    with ArrayWriter(file, dtype, progress=progress) as writer:
         writer.append(np.zeros(1, dtype))
         before = 0
         for indptr in pointers:

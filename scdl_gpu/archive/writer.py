@@ -36,14 +36,18 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
 
 
 class ArrayWriter:
-    """One flat array file, appended to. `size` counts the elements written; not safe for two threads at once."""
+    """One flat array file, appended to. `size` counts the elements written; not safe for two threads at once.
 
-    def __init__(self, path: Path, dtype: DTypeLike) -> None:
+    progress: called with the bytes of each piece that was appended.
+    """
+
+    def __init__(self, path: Path, dtype: DTypeLike, *, progress: Callable[[int], object] | None = None) -> None:
         self.path = path
         self.dtype = np.dtype(dtype)
         self.size = 0
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._handed_over = 0
+        self._progress = progress
 
     def append(self, array: NDArray[Any]) -> None:
         """Write `array`, (n,), at the end. Raises TypeError unless its dtype is the file's."""
@@ -56,6 +60,8 @@ class ArrayWriter:
             left = left[os.write(self._fd, left[: 1 << 30]) :]
         self.size += int(array.size)
         self._hand_over()
+        if self._progress is not None:
+            self._progress(array.nbytes)
 
     def append_file(self, source: NDArray[Any]) -> None:
         """Write a mapped array, (n,), converting it piece by piece; every value must fit (nothing is checked)."""
