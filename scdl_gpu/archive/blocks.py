@@ -1,8 +1,9 @@
 """Blocks of a feature index: equally long columns, in memory, in a parquet file, or several blocks end to end.
 
 Knows one table and the names of its rows; not how many rows of the dataset it stands for. A file is mapped into
-memory at opening, its descriptor closed, and only its footer parsed (about a millisecond for 100 M rows); a column
-is decoded when it is first asked for, then kept. Pages carry checksums, about 1 % of the time to read them.
+memory at opening, its descriptor closed, and only its footer parsed (1 to 6 ms for 100 M rows of 10 columns,
+measured); a column is decoded when it is first asked for, then kept. Pages carry checksums: reading floats takes
+a third longer with them, once a column.
 """
 
 import logging
