@@ -157,6 +157,10 @@ class FileBlock(Block):
         kept = self._kept.get(name)
         return self._table.read(name) if kept is None else kept
 
+    def field(self, name: str) -> Any:
+        """Return what the file says of a column, a pyarrow.Field; KeyError for an unknown name."""
+        return self._table.field(name)
+
     def names(self) -> Column | None:
         """Return the names, read anew each time: they are as many as the rows."""
         return None if self._names is None else self._names.read(NAMES)
@@ -213,6 +217,10 @@ class MappedTable:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MappedTable, (self.path, self._buffer)
+
+    def field(self, name: str) -> Any:
+        """Return the pyarrow.Field of a column. KeyError for an unknown name."""
+        return self._schema.field(name)
 
     def read(self, name: str) -> Column:
         """Decode one column and no other. KeyError for an unknown name."""
