@@ -13,8 +13,8 @@ FLOORS = {
     5: "dataset",
     4: "rows",
     3: "convert placement collate neighbors",
-    2: "archive backend",
-    1: "kernels reader order",
+    2: "archive backend order",
+    1: "kernels reader",
     0: "errors batch version row_dataset",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
