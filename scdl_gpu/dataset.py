@@ -17,7 +17,8 @@ from scdl_gpu.archive import change
 from scdl_gpu.archive.check import check_rows
 from scdl_gpu.archive.commit import Staging
 from scdl_gpu.archive.constants import FLOAT_ORDER, INT_ORDER, FileNames, Mode, NeighborSamplingStrategy, determine_dtype
-from scdl_gpu.archive.raw import ARRAY_FILES, DEFAULT_DTYPES, RawArchive, open_raw
+from scdl_gpu.archive.dtypes import DEFAULT_DTYPES
+from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive, open_raw
 from scdl_gpu.archive.writer import finish
 from scdl_gpu.neighbors import strategy_of
 from scdl_gpu.rows import ArchiveRows

@@ -6,7 +6,7 @@ hard-links the others, so describing 1 TB anew costs what the feature tables cos
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from scdl_gpu.archive.commit import Staging
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.graphs import open_neighbors
-from scdl_gpu.archive.join import Progress, join, size_bytes
+from scdl_gpu.archive.join import BESIDE, Progress, join, needed_bytes
 from scdl_gpu.archive.maps import map_array
-from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive
+from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive, stamp
 from scdl_gpu.archive.writer import COPY_BYTES, ArrayWriter, finish
+from scdl_gpu.errors import ArchiveError
 
 DATA = FileNames.DATA.value
 DESCRIPTION = tuple(
@@ -74,22 +75,49 @@ def open_staged(directory: Path, dtypes: dict[str, str]) -> RawArchive:
 def describe(path: Path, archive: RawArchive, *, canonical: bool) -> None:
     """Write the features and the header of the archive at `path` anew, from `archive`; its arrays stay."""
     with Staging.change(path, replaced=DESCRIPTION) as staging:
+        _check_unchanged(path, archive)
         _finish(staging.directory, archive, archive.dtypes, canonical=canonical)
+
+
+def _check_unchanged(path: Path, archive: RawArchive) -> None:
+    """Raise ArchiveError if what is at `path` is not what `archive` was opened from: the two would be mixed."""
+    if stamp(path) != archive.stamp:
+        raise ArchiveError(f"{path} was changed by another writer after it was opened here; open it again, and repeat what you changed")
 
 
 def copy(archive: RawArchive, path: Path) -> None:
     """Write `archive` to `path`, which must not exist, with every file it has."""
     size = sum(file.stat().st_size for file in archive.path.rglob("*") if file.is_file())
     with Staging.create(path, needed_bytes=size) as staging:
-        shutil.copytree(archive.path, staging.directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*DESCRIPTION))
+        try:
+            for name in sorted(entry.name for entry in archive.path.iterdir() if entry.name not in DESCRIPTION):
+                _copy_tree(archive.path / name, staging.directory / name)
+        except FileNotFoundError:  # exchanged under our hands, if anything
+            _check_unchanged(archive.path, archive)
+            raise
+        _check_unchanged(archive.path, archive)
         _finish(staging.directory, archive, archive.dtypes, canonical=archive.canonical)
 
 
-def cast(path: Path, archive: RawArchive, dtype: str) -> float:
-    """Rewrite the values of the archive at `path` in `dtype`; return the largest difference that this made."""
+def _copy_tree(source: Path, target: Path) -> None:
+    """Copy a file, or a directory with all that is in it; stops at the first error, which says that the disk is full."""
+    if not source.is_dir():
+        shutil.copyfile(source, target)
+        return
+    target.mkdir()
+    for entry in source.iterdir():
+        _copy_tree(entry, target / entry.name)
+
+
+def cast(path: Path, archive: RawArchive, opened: Stamp, dtype: str) -> float:
+    """Rewrite the values of the archive at `path` in `dtype`; return the largest difference that this made.
+
+    opened: as `describe`.
+    """
     needed = archive.nnz * np.dtype(dtype).itemsize
-    with Staging.change(path, replaced=(DATA, *DESCRIPTION), needed_bytes=needed) as staging:
-        difference = 0.0
+    with _staging(path, opened, (DATA, *DESCRIPTION), needed) as staging:
+        _check_unchanged(path, archive)
+        difference, canonical = 0.0, archive.canonical
         with ArrayWriter(staging.directory / DATA, dtype) as writer:
             step = COPY_BYTES // archive.data.dtype.itemsize
             for start in range(0, archive.nnz, step):
@@ -97,40 +125,44 @@ def cast(path: Path, archive: RawArchive, dtype: str) -> float:
                 with np.errstate(invalid="ignore", over="ignore"):
                     converted = values.astype(dtype)
                 difference = max(difference, _largest_difference(values, converted))
+                canonical = canonical and bool(converted.view(f"u{converted.dtype.itemsize}").all())
                 writer.append(converted)
-        _finish(staging.directory, archive, {**archive.dtypes, DATA: dtype}, canonical=archive.canonical and difference == 0)
+        _finish(staging.directory, archive, {**archive.dtypes, DATA: dtype}, canonical=canonical)
     return difference
 
 
 def _largest_difference(before: NDArray[Any], after: NDArray[Any]) -> float:
     """Largest |before - after|; infinite where a number became NaN or the other way round."""
-    wide = np.result_type(before.dtype, after.dtype, np.float64)
+    narrow = all(array.dtype.itemsize < 8 or array.dtype.kind == "f" for array in (before, after))
+    wide = np.float64 if narrow else np.longdouble  # float64 does not tell 2**53 from 2**53 + 1
     a, b = before.astype(wide), after.astype(wide)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     if same.all():
         return 0.0
-    difference = np.abs(a[~same] - b[~same])
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(a[~same] - b[~same])
     return float(np.where(np.isnan(difference), np.inf, difference).max())
 
 
 def join_into(
     archives: Sequence[RawArchive], path: Path, *, data_dtype: str, replace: bool = False, progress: Progress | None = None
 ) -> None:
-    """Write the rows of `archives`, one after the other, to `path`, which must not exist; with `replace`, in place of what is there.
+    """Write the rows of `archives`, one after the other, to `path`, which must not exist; with `replace`, in place of the first of them.
 
     progress: see `join`.
     """
-    needed = size_bytes(archives, data_dtype)
+    needed = needed_bytes(archives, data_dtype)
     if replace:
-        replaced = [file.name for file in path.iterdir()]
-        staging = Staging.change(path, replaced=replaced, needed_bytes=needed)
+        staging = Staging.change(path, replaced=(*ARRAY_FILES, *DESCRIPTION, *BESIDE), needed_bytes=needed)
     else:
         staging = Staging.create(path, needed_bytes=needed)
     with staging:
+        if replace:
+            _check_unchanged(path, archives[0])
         join(archives, staging.directory, data_dtype=data_dtype, progress=progress)
 
 
 def _finish(directory: Path, archive: RawArchive, dtypes: dict[str, str], *, canonical: bool) -> None:
-    extra = {key: value for key, value in archive.metadata.items() if key not in ("num_rows", "nnz", "canonical")}
+    extra = {key: value for key, value in archive.metadata.items() if key not in ("obsm", "obsp")}
+    extra |= {name: list(kept) for name, kept in (("obsm", archive.obsm), ("obsp", archive.obsp)) if kept}
     finish(directory, dtypes=dtypes, var=archive.var, obs=archive.obs, canonical=canonical, extra=extra, header=archive.header)
-

@@ -55,9 +55,9 @@ def check_rows(archive: RawArchive, var: VariableFeatureIndex, progress: Progres
         for start, pointers in _pieces(archive, first, last):
             begin, end = int(pointers[0]), int(pointers[-1])
             columns = np.asarray(archive.indices[begin:end])
-            if n_vars is not None and columns.size:
+            if columns.size:
                 largest, ascending = scan_columns(pointers - begin, columns)
-                if largest >= n_vars:
+                if n_vars is not None and largest >= n_vars:
                     at = int(np.flatnonzero(columns >= n_vars)[0]) + begin
                     row = start + int(np.searchsorted(pointers, at, side="right")) - 1
                     raise ArchiveError(
@@ -82,15 +82,15 @@ def _blocks(archive: RawArchive, var: VariableFeatureIndex) -> Iterator[tuple[in
 
 def _pieces(archive: RawArchive, first: int, last: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Row pointers of rows first..last-1 in pieces of about PIECE elements: (first row, (rows + 1,) int64), checked."""
-    start = first
-    while start < last:
-        stop = min(last, start + PIECE)
-        pointers = archive.indptr[start : stop + 1].astype(np.int64)
-        _check_pointers(archive.path / FileNames.ROWPTR.value, pointers, start, archive.nnz)
-        fitting = int(np.searchsorted(pointers, pointers[0] + PIECE, side="right")) - 1
-        stop = start + max(1, min(fitting, stop - start))
-        yield start, pointers[: stop - start + 1]
-        start = stop
+    for top in range(first, last, PIECE):
+        pointers = archive.indptr[top : min(last, top + PIECE) + 1].astype(np.int64)
+        _check_pointers(archive.path / FileNames.ROWPTR.value, pointers, top, archive.nnz)
+        start, n = 0, pointers.size - 1
+        while start < n:
+            fitting = int(np.searchsorted(pointers, pointers[start] + PIECE, side="right")) - 1
+            stop = max(start + 1, min(fitting, n))
+            yield top + start, pointers[start : stop + 1]
+            start = stop
 
 
 def _check_pointers(file: Path, pointers: NDArray[np.int64], start: int, nnz: int) -> None:

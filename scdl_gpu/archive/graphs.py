@@ -4,6 +4,7 @@ Knows files and shapes. The neighbour graph that bionemo-scdl reads is three fla
 further graphs, and graphs whose weights float32 does not hold, are npy files under `obsp/`.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.maps import Array, map_array, map_npy
 from scdl_gpu.errors import ArchiveError
+
+logger = logging.getLogger(__name__)
 
 NEIGHBOR_FILES = (FileNames.NEIGHBOR_INDICES_PTR.value, FileNames.NEIGHBOR_INDICES.value, FileNames.NEIGHBOR_VALUES.value)
 NEIGHBOR_DTYPES = ("uint64", "uint32", "float32")
@@ -58,7 +61,7 @@ class Graph:
         return {
             "has_neighbors": True,
             "total_connections": int(self.indptr[-1]),
-            "min_neighbors_per_cell": int(counts.min(initial=0)) if counts.size == 0 else int(counts.min()),
+            "min_neighbors_per_cell": int(counts.min()) if counts.size else 0,
             "max_neighbors_per_cell": int(counts.max(initial=0)),
             "avg_neighbors_per_cell": float(counts.mean()) if counts.size else 0.0,
             "cells_with_no_neighbors": int((counts == 0).sum()),
@@ -75,37 +78,54 @@ def open_neighbors(path: Path, dtypes: dict[str, str]) -> Graph | None:
     return Graph(*(map_array(path, name, dtypes[name]) for name in NEIGHBOR_FILES))
 
 
+def _file_name(key: str) -> str:
+    """Return a name for the file of `key`, one of its own for every key, never that of a parent directory."""
+    quoted = quote(key, safe="", errors="surrogatepass")
+    return quoted.replace(".", "%2E") if quoted.strip(".") == "" and quoted else quoted or "%"
+
+
 def graph_directory(key: str) -> str:
     """Where the graph `key` of .obsp lies in an archive; any name is admitted."""
-    return f"obsp/{quote(key, safe='')}"
+    return f"obsp/{_file_name(key)}"
 
 
 def vectors_file(key: str) -> str:
     """Where the array `key` of .obsm lies in an archive; any name is admitted."""
-    return f"obsm/{quote(key, safe='')}.npy"
+    return f"obsm/{_file_name(key)}.npy"
 
 
 def open_obsp(path: Path, metadata: dict[str, Any], n_rows: int) -> dict[str, Graph]:
     """Open the graphs under `obsp/` that metadata.json names."""
     graphs = {}
-    for key in _keys(path, metadata, "obsp"):
+    for key in _keys(path, metadata, "obsp", n_rows):
         directory = graph_directory(key)
-        graphs[key] = Graph(*(map_npy(path, f"{directory}/{name}") for name in GRAPH_FILES))
+        arrays = [map_npy(path, f"{directory}/{name}") for name in GRAPH_FILES]
+        for name, array, kinds in zip(GRAPH_FILES, arrays, ("iu", "iu", "biufc"), strict=True):
+            if array.ndim != 1 or array.dtype.kind not in kinds:
+                raise ArchiveError(
+                    f"{path / directory / name}: {array.dtype} of shape {array.shape}, no array of a CSR; convert the source anew"
+                )
+        graphs[key] = Graph(*arrays)
         graphs[key].check(path / directory, n_rows)
     return graphs
 
 
 def open_obsm(path: Path, metadata: dict[str, Any], n_rows: int) -> dict[str, Array]:
     """Open the arrays, (rows, ...), under `obsm/` that metadata.json names."""
-    arrays = {key: map_npy(path, vectors_file(key)) for key in _keys(path, metadata, "obsm")}
+    arrays = {key: map_npy(path, vectors_file(key)) for key in _keys(path, metadata, "obsm", n_rows)}
     for key, array in arrays.items():
         if array.ndim < 1 or array.shape[0] != n_rows:
             raise ArchiveError(f"{path / vectors_file(key)}: shape {array.shape}, expected {n_rows:,} rows; convert the source anew")
     return arrays
 
 
-def _keys(path: Path, metadata: dict[str, Any], name: str) -> list[str]:
+def _keys(path: Path, metadata: dict[str, Any], name: str, n_rows: int) -> list[str]:
+    """Return what metadata.json lists under `name`; nothing where another program has changed the number of rows since."""
     keys = metadata.get(name, [])
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise ArchiveError(f"{path / FileNames.METADATA.value}: {name!r} is {keys!r}, expected a list of names; convert the source anew")
+    described = metadata.get("num_rows")
+    if keys and described != n_rows:
+        logger.warning("%s: %s %s left aside, of %s rows; the archive has %d rows now", path, name, keys, described, n_rows)
+        return []
     return keys

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from scdl_gpu.archive.columns import Column
 from scdl_gpu.archive.constants import FileNames, determine_dtype, smallest_uint_dtype
 from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.graphs import GRAPH_FILES, NEIGHBOR_DTYPES, NEIGHBOR_FILES, Graph, graph_directory, vectors_file
@@ -19,6 +20,8 @@ from scdl_gpu.archive.writer import COPY_BYTES, ArrayWriter, finish
 from scdl_gpu.errors import ArchiveError
 
 DATA, ROWPTR, COLPTR = FileNames.DATA.value, FileNames.ROWPTR.value, FileNames.COLPTR.value
+BESIDE = (FileNames.FEATURES.value, FileNames.VAR_FEATURES.value, FileNames.OBS_FEATURES.value, *NEIGHBOR_FILES, "obsp", "obsm")
+"""What an archive holds beside its three arrays, by name of file or directory."""
 POINTERS = COPY_BYTES // 8
 Progress = Callable[[int], object]
 
@@ -29,6 +32,12 @@ def size_bytes(archives: Sequence[RawArchive], data_dtype: str) -> int:
     nnz, rows = sum(archive.nnz for archive in archives), sum(archive.n_rows for archive in archives)
     item = {name: np.dtype(dtype).itemsize for name, dtype in dtypes.items()}
     return nnz * (item[DATA] + item[COLPTR]) + (rows + 1) * item[ROWPTR]
+
+
+def needed_bytes(archives: Sequence[RawArchive], data_dtype: str) -> int:
+    """Bytes of the whole joined archive, about: its tables may take a little more or less than those of `archives`."""
+    beside = [file for archive in archives for name in BESIDE for file in (archive.path / name, *(archive.path / name).rglob("*"))]
+    return size_bytes(archives, data_dtype) + sum(file.stat().st_size for file in beside if file.is_file())
 
 
 def joined_dtypes(archives: Sequence[RawArchive], data_dtype: str) -> dict[str, str]:
@@ -61,10 +70,10 @@ def join(
             data.append_file(archive.data)
             columns.append_file(archive.indices)
     _join_pointers([archive.indptr for archive in archives], directory / ROWPTR, dtypes[ROWPTR], progress)
-    var, obs = VariableFeatureIndex(), ObservedFeatureIndex()
+    var = VariableFeatureIndex()
     for archive in archives:
         var.concat(archive.var)
-        obs.concat(archive.obs)
+    obs = _joined_obs(archives)
     described = _join_extras(archives, directory)
     finish(
         directory,
@@ -87,17 +96,29 @@ def _join_pointers(pointers: Sequence[Any], file: Path, dtype: str, progress: Pr
             before += int(indptr[-1])
 
 
+def _joined_obs(archives: Sequence[RawArchive]) -> ObservedFeatureIndex:
+    """Join obs; rows of an archive without any (the oldest have none) get the columns of the others, all missing."""
+    columns = next((archive.obs.columns for archive in archives if archive.obs.number_of_rows()), [])
+    obs = ObservedFeatureIndex()
+    for archive in archives:
+        if archive.obs.number_of_rows():
+            obs.concat(archive.obs)
+        elif columns:
+            obs.append_features({name: Column.missing(archive.n_rows) for name in columns})
+    return obs
+
+
 def _join_extras(archives: Sequence[RawArchive], directory: Path) -> dict[str, Any]:
     """Write neighbour graph, obsp and obsm; returns the entries of metadata.json that name them."""
     described: dict[str, Any] = {}
-    graphs = [archive.neighbors for archive in archives]
+    sources = {archive.metadata.get("x") for archive in archives}
+    if len(sources) == 1 and None not in sources:
+        described["x"] = sources.pop()
+    graphs = [_whole_neighbors(archive) for archive in archives]
     if any(graph is not None for graph in graphs):
-        for archive, graph in zip(archives, graphs, strict=True):
-            if graph is not None:
-                graph.check(archive.path / NEIGHBOR_FILES[0], archive.n_rows)
         _join_graphs(archives, graphs, [directory / name for name in NEIGHBOR_FILES], list(NEIGHBOR_DTYPES))
-        keys = {archive.metadata.get("neighbor_key") for archive in archives if archive.neighbors is not None}
-        if len(keys) == 1:
+        keys = {archive.metadata.get("neighbor_key") for archive, graph in zip(archives, graphs, strict=True) if graph is not None}
+        if len(keys) == 1 and None not in keys:
             described["neighbor_key"] = keys.pop()
     obsp = _shared_keys(archives, "obsp")
     for key in obsp:
@@ -106,6 +127,17 @@ def _join_extras(archives: Sequence[RawArchive], directory: Path) -> dict[str, A
     for key in obsm:
         _join_vectors(archives, directory / vectors_file(key), key)
     return described | ({"obsp": obsp} if obsp else {}) | ({"obsm": obsm} if obsm else {})
+
+
+def _whole_neighbors(archive: RawArchive) -> Graph | None:
+    """Return the neighbour graph of an archive; None, with a warning, where it is from before rows were appended."""
+    try:
+        if archive.neighbors is not None:
+            archive.neighbors.check(archive.path / NEIGHBOR_FILES[0], archive.n_rows)
+    except ArchiveError as error:
+        warnings.warn(f"neighbours left out of the joined archive: {error}", UserWarning, stacklevel=5)
+        return None
+    return archive.neighbors
 
 
 def _shared_keys(archives: Sequence[RawArchive], name: str) -> list[str]:

@@ -3,22 +3,31 @@
 Knows one file at a time: its size, its dtype, and whether the two agree.
 """
 
+import math
+import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from scdl_gpu.archive.npy import split_npy
 from scdl_gpu.errors import ArchiveError, MissingFileError
+
+HEAD_BYTES = 1 << 16
+"""What an npy header fits into."""
 
 Array = np.memmap[Any, np.dtype[Any]]
 
 
 def size_bytes(path: Path, name: str) -> int:
-    """Size of the file `name` of the archive at `path`. Raises MissingFileError."""
+    """Size of the file `name` of the archive at `path`. Raises MissingFileError, and ArchiveError for what is no file."""
     try:
-        return (path / name).stat().st_size
+        status = (path / name).stat()
     except FileNotFoundError as error:
         raise MissingFileError(f"The mmap file at {path / name} is missing; the copy is incomplete: copy it again") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ArchiveError(f"{path / name} is a {stat.filemode(status.st_mode)[0]!r}, expected a file; copy the archive again")
+    return status.st_size
 
 
 def map_array(path: Path, name: str, dtype: str, *, writable: bool = False) -> Array:
@@ -39,17 +48,17 @@ def map_array(path: Path, name: str, dtype: str, *, writable: bool = False) -> A
 
 def map_npy(path: Path, name: str) -> Array:
     """Map the npy file `name` of the archive at `path` read-only. Raises ArchiveError, MissingFileError."""
-    size_bytes(path, name)
-    try:
-        array = np.lib.format.open_memmap(path / name, mode="r") if _holds_items(path / name) else np.load(path / name, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ArchiveError(f"{path / name}: no readable npy file ({error}); copy the archive again, or convert the source anew") from error
-    return array.view(np.memmap)
-
-
-def _holds_items(file: Path) -> bool:
-    """Tell whether a npy file has any items: an empty one cannot be mapped."""
+    file, found = path / name, size_bytes(path, name)
     with file.open("rb") as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return 0 not in read(stream)[0]
+        head = stream.read(HEAD_BYTES)
+    dtype, shape, rest = split_npy(file, head)
+    offset = len(head) - len(rest)
+    if dtype.hasobject or dtype.itemsize == 0 or found - offset != math.prod(shape) * dtype.itemsize:
+        raise ArchiveError(
+            f"{file}: {found - offset:,} bytes behind its npy header, which promises {dtype} of shape {shape}; "
+            f"the copy is incomplete: copy it again, or convert the source anew"
+        )
+    if found == offset:
+        return np.empty(shape, dtype).view(np.memmap)
+    order: Literal["F", "C"] = "F" if b"'fortran_order': True" in head[:offset] else "C"
+    return np.memmap(file, dtype, "r", offset, shape, order)

@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 from scdl_gpu.archive.constants import ArrayDType, Backend, FileNames
 from scdl_gpu.archive.features import ObservedFeatureIndex, RowFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.header import ArrayInfo, FeatureIndexInfo, SCDLHeader
+from scdl_gpu.archive.version import CurrentSCDLVersion
 from scdl_gpu.version import __version__
 
 WRITEBACK_BYTES = 32 << 20
@@ -77,6 +78,7 @@ class ArrayWriter:
                 wider.append_file(np.memmap(self.path, self.dtype, mode="r"))
         except BaseException:
             wider.close()
+            wider.path.unlink()
             raise
         os.close(self._fd)
         wider.path.replace(self.path)
@@ -131,10 +133,13 @@ def finish(
     nnz, rows = arrays[0].length, arrays[1].length - 1
     if header is not None:
         arrays += [info for info in header.arrays if info.name not in (FileNames.DATA.name, FileNames.ROWPTR.name, FileNames.COLPTR.name)]
-    version, trailing = (None, b"") if header is None else (header.version, header.trailing)
+    version, trailing = (CurrentSCDLVersion(), b"") if header is None else (header.version, header.trailing)
+    if (version.major, version.minor) < (CurrentSCDLVersion().major, CurrentSCDLVersion().minor):
+        version = CurrentSCDLVersion()
     new = SCDLHeader(version, Backend.MEMMAP_V0, arrays, indices, trailing=trailing)
     new.save(str(directory / FileNames.HEADER.value))
-    metadata = {"num_rows": rows, "nnz": nnz, "canonical": canonical, **(extra or {})}
+    own = {"num_rows": rows, "nnz": nnz, "canonical": canonical}
+    metadata = own | (extra or {}) | own
     (directory / FileNames.METADATA.value).write_text(json.dumps(metadata))
     (directory / FileNames.VERSION.value).write_text(json.dumps(__version__))
 
