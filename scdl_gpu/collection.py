@@ -7,6 +7,7 @@ that dies half-way keeps those that were done, and the directory can be opened a
 import contextlib
 import itertools
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable
@@ -22,6 +23,8 @@ from scdl_gpu.dataset import SingleCellMemMapDataset, joined_dtype
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.row_dataset import SingleCellRowDatasetCore
 from scdl_gpu.version import __version__
+
+logger = logging.getLogger(__name__)
 
 
 class SingleCellCollection(SingleCellRowDatasetCore):
@@ -59,12 +62,18 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         self._var_feature_index.concat(dataset.var_features())
 
     def _remember(self) -> None:
-        """Write which archives there are, in order, for who opens the collection again."""
+        """Write which archives there are, in order, for who opens the collection again; nothing where that is written already."""
         document = {"archives": [archive.name for archive in self.fname_to_mmap]}
         for name, content in ((FileNames.METADATA.value, document), (FileNames.VERSION.value, __version__)):
+            text, file = json.dumps(content), self.data_path / name
+            if file.exists() and (file.read_text() == text or name == FileNames.VERSION.value):
+                continue
             new = self.data_path / f".{name}.new"
-            new.write_text(json.dumps(content))
-            new.replace(self.data_path / name)
+            with new.open("w") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            new.replace(file)
 
     def _remembered(self) -> list[Path]:
         """Return the archives that are there: in the order written down, then those that were not."""
@@ -74,7 +83,7 @@ class SingleCellCollection(SingleCellRowDatasetCore):
             order = [name for name in document["archives"] if name in present]
         except FileNotFoundError:
             order = []
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise ArchiveError(
                 f'{self.data_path / FileNames.METADATA.value}: expected an object {{"archives": [names]}} of a collection; '
                 f"choose another directory, or remove that file to take the archives in order of their names"
@@ -83,9 +92,15 @@ class SingleCellCollection(SingleCellRowDatasetCore):
 
     def _vacant(self, h5ad: Path, taken: Iterable[Path] = ()) -> Path:
         """Return a path for the archive of `h5ad`: its stem, numbered where another file of that name came first."""
-        names = (h5ad.stem if number == 1 else f"{h5ad.stem}-{number}" for number in itertools.count(1))
-        used = {*self.fname_to_mmap, *taken}
+        stem = h5ad.stem.lstrip(".") or "archive"
+        names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+        used = {*self.fname_to_mmap, *taken, *(self.data_path / name for name in (FileNames.METADATA.value, FileNames.VERSION.value))}
         return next(self.data_path / name for name in names if self.data_path / name not in used)
+
+    def _holding(self, h5ad: Path) -> Path | None:
+        """Return the archive that `h5ad` was converted to, None where there is none: the labels of the genes tell."""
+        archives = self.fname_to_mmap.items()
+        return next((archive for archive, dataset in archives if str(h5ad) in dataset.var_features()._labels), None)
 
     def load_h5ad(
         self,
@@ -94,10 +109,17 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         load_block_row_size: int = 1_000_000,
         use_X_not_raw: bool = False,
     ) -> None:
-        """Convert one h5ad file into an archive of this collection. Raises as SingleCellMemMapDataset does."""
+        """Convert one h5ad file into an archive of this collection.
+
+        Raises as SingleCellMemMapDataset does, FileExistsError for a file that is in the collection already.
+        """
         options = self._options(self.data_dtype, paginated_load_cutoff, load_block_row_size, use_X_not_raw)
-        archive = self._vacant(Path(h5ad_path))
-        _convert(archive, Path(h5ad_path), options)
+        h5ad = Path(h5ad_path).absolute()
+        present = self._holding(h5ad)
+        if present is not None:
+            raise FileExistsError(f"{h5ad} is in {self.data_path} already, as {present.name}; remove {present} to convert it again")
+        archive = self._vacant(h5ad)
+        _convert(archive, h5ad, options)
         self._add(archive, self._open(archive))
         self._remember()
 
@@ -125,21 +147,25 @@ class SingleCellCollection(SingleCellRowDatasetCore):
     ) -> None:
         """Convert every h5ad file below a directory, in order of their paths, `max_workers` at a time.
 
-        executor: any concurrent.futures.Executor to use instead (a Dask client's, say); it stays open.
-        Raises FileNotFoundError where there are none, RuntimeError naming the first file that failed, its error as the
-        cause; files that were converted before stay in the collection.
+        Files that are in the collection already, from a run that failed, are passed over. executor: any
+        concurrent.futures.Executor to use instead (a Dask client's, say); it stays open.
+        Raises FileNotFoundError where there are none, FileExistsError for one that was changed after it was converted,
+        RuntimeError naming the first file that failed, its error as the cause; files that were converted stay.
         """
-        files = sorted(Path(directory_path).rglob("*.h5ad"))
+        files = [file.absolute() for file in sorted(Path(directory_path).rglob("*.h5ad"))]
         if not files:
             raise FileNotFoundError(f"There a no h5ad files in {directory_path}.")
         archives: dict[Path, Path] = {}
         for file in files:
-            archives[file] = self._vacant(file, archives.values())
+            if not self._is_converted(file):
+                archives[file] = self._vacant(file, archives.values())
         options = self._options(data_dtype or self.data_dtype, paginated_load_cutoff, load_block_row_size, use_X_not_raw)
+        failed: list[tuple[Path, BaseException]] = []
         with contextlib.ExitStack() as stack:
-            workers = executor or stack.enter_context(_workers(max_workers, use_processes=use_processes))
-            futures = [workers.submit(_convert, archive, file, options) for file, archive in archives.items()]
-            failed: list[tuple[Path, BaseException]] = []
+            workers = stack.enter_context(_workers(max_workers, use_processes=use_processes)) if executor is None else executor
+            futures = [workers.submit(_convert, archive.absolute(), file, options) for file, archive in archives.items()]
+            for future in futures:
+                stack.callback(future.cancel)  # on an interrupt: what has not begun need not be waited for
             for (file, archive), future in zip(archives.items(), futures, strict=True):
                 error = future.exception()
                 if error is None:
@@ -149,6 +175,15 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         self._remember()
         if failed:
             raise RuntimeError(f"Error in processing file {failed[0][0]}: {failed[0][1]}") from failed[0][1]
+
+    def _is_converted(self, h5ad: Path) -> bool:
+        present = self._holding(h5ad)
+        if present is None:
+            return False
+        if h5ad.stat().st_mtime_ns > (present / FileNames.HEADER.value).stat().st_mtime_ns:
+            raise FileExistsError(f"{h5ad} was changed after it was converted to {present}; remove {present} to convert it again")
+        logger.info("%s is in %s already, as %s", h5ad, self.data_path, present.name)
+        return True
 
     def number_nonzero_values(self) -> int:
         """Count the stored elements of all archives, explicit zeros included."""
@@ -177,9 +212,7 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         """Return the version of this package."""
         return __version__
 
-    def flatten(
-        self, output_path: str | os.PathLike[str], destroy_on_copy: bool = False, extend_copy_size: int = 10 * 1024 * 1024
-    ) -> None:
+    def flatten(self, output_path: str | os.PathLike[str], destroy_on_copy: bool = False, extend_copy_size: int = 10 * 1024 * 1024) -> None:
         """Write all rows, in the order of `fname_to_mmap`, as one archive to `output_path`, which must not exist.
 
         Features, names and neighbours are kept. destroy_on_copy: remove the whole collection afterwards.
