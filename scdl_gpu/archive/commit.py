@@ -159,6 +159,22 @@ def free_bytes(directory: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
+def remove(path: Path) -> None:
+    """Remove the directory at `path`: hidden first, so that nobody opens a part of it; a writer there removes what a crash leaves.
+
+    Raises FileNotFoundError, and ArchiveError where a writer is at work on it.
+    """
+    path = Path(os.path.realpath(path))
+    lock = _lock(path)
+    try:
+        hidden = path.with_name(f".{path.name}.staging-{secrets.token_hex(4)}")
+        path.rename(hidden)
+        _fsync(path.parent)
+        _remove(hidden)
+    finally:
+        _unlock(path, lock)
+
+
 class Staging:
     """A hidden sibling of `path` that becomes the directory at `path` in one step.
 
