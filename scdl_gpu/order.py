@@ -107,7 +107,9 @@ class Order:
             raise ValueError(f"the state lacks {', '.join(missing)}; load what state_dict() of a loader or sampler returned")
         for name, value in expected.items():
             if state[name] != value:
-                raise ValueError(f"the state has {name} {state[name]!r}, expected {value!r}: it belongs to another dataset or order; start anew")
+                raise ValueError(
+                    f"the state has {name} {state[name]!r}, expected {value!r}: it belongs to another dataset or order; start anew"
+                )
         if not 0 <= state["position"] <= self.n_rows:
             raise ValueError(f"the state has position {state['position']}, expected 0..{self.n_rows}")
 
