@@ -33,44 +33,22 @@ def convert_h5ad(
     Rows are stored canonical (columns ascending, duplicates summed, zeros dropped), values exactly. Memory does not
     grow with the source; nothing is at `archive` until everything is.
 
-    Parameters
-    ----------
-    h5ad
-        A path, an AnnData, a SciPy sparse matrix or array, a NumPy array; a list of those; or a directory, of which
-        all `*.h5ad` files are taken, sorted by path. Rows follow each other in that order; vars may differ.
-    archive
-        Path of the new archive, which must not exist; its parents are made.
-    x
-        "auto" (raw where present, else X; metadata.json says which), "X", "raw" or "layers/NAME".
-    data_dtype
-        "auto" (the narrowest of uint8/16/32/64 and float16/32/64 that holds every value exactly), or one of these.
-    tolerance
-        With a `data_dtype`: the largest difference between a value and what is stored for it.
-    obs
-        False keeps obs_names only.
-    obsm, obsp
-        Keys to keep. The first graph of `obsp` becomes the neighbour graph.
-    canonical
-        False stores every row as it is: order, duplicates and explicit zeros.
-    executor
-        Where several files are converted: any `concurrent.futures.Executor` whose workers see the files, such as a Dask
-        client's `get_executor()`. Default: processes, as many as there are cores; a script needs the usual
-        `if __name__ == "__main__":` for them.
-    progress
-        True or False; None shows a bar on a terminal. It appears after two seconds.
+    h5ad: a path, an AnnData, a SciPy sparse matrix or array, a NumPy array, an archive; a list of those; or a directory,
+        of which all `*.h5ad` files are taken, sorted by path. Rows follow each other in that order; vars may differ.
+    archive: path of the new archive, which must not exist; its parents are made.
+    x: "auto" (raw where present, else X; metadata.json says which), "X", "raw" or "layers/NAME".
+    data_dtype: "auto" (the narrowest of uint8/16/32/64, float16/32/64 that holds every value exactly), or one of these.
+    tolerance: with a `data_dtype`, the largest difference between a value and what is stored for it.
+    obs: False keeps obs_names only.
+    obsm, obsp: keys to keep. The first graph of `obsp` becomes the neighbour graph. An archive keeps all that it has.
+    canonical: False stores every row as it is: order, duplicates and explicit zeros.
+    executor: converts several files; any `concurrent.futures.Executor` whose workers see the files, such as a Dask
+        client's `get_executor()`. Default: processes, for which a script needs `if __name__ == "__main__":`.
+    progress: True, False, or None: a bar on a terminal. It appears after two seconds.
 
-    Returns
-    -------
-    The path of the archive.
-
-    Raises
-    ------
-    SourceError
-        For a file or matrix that cannot be converted as asked, naming the place and the value.
-    FileExistsError
-        Where something is at `archive`.
-    ArchiveError
-        Where the disk is too small, or another writer is at work.
+    Returns the path of the archive. Raises SourceError for a source that cannot be converted as asked, naming the place
+    and the value; FileExistsError where something is at `archive`; ArchiveError where the disk is too small, or another
+    writer is at work.
     """
     from scdl_gpu.convert.archive import Options, convert
 
@@ -85,7 +63,7 @@ def convert_h5ad(
         obsp=_keys("obsp", obsp),
         progress=progress,
     )
-    convert(_sources(h5ad), path, options, executor)
+    convert(sources_of(h5ad), path, options, executor)
     return path
 
 
@@ -95,15 +73,17 @@ def _keys(name: str, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(keys))
 
 
-def _sources(h5ad: Any) -> list[Any]:
-    """List the sources: the files of a directory, the elements of a list, or the one there is."""
-    if isinstance(h5ad, list | tuple):
-        if not h5ad:
+def sources_of(given: Any) -> list[Any]:
+    """List the sources that are meant: the elements of a list, the h5ad files of directories, an archive or an object as it is."""
+    from scdl_gpu.convert.archive_source import is_archive
+
+    if isinstance(given, list | tuple):
+        if not given:
             raise ValueError("no sources to convert: the list is empty")
-        return list(h5ad)
-    if isinstance(h5ad, str | os.PathLike) and Path(h5ad).is_dir():
-        files = sorted(Path(h5ad).rglob("*.h5ad"))
+        return [source for one in given for source in sources_of(one)]
+    if isinstance(given, str | os.PathLike) and Path(given).is_dir() and not is_archive(given):
+        files = sorted(Path(given).rglob("*.h5ad"))
         if not files:
-            raise SourceError(f"{h5ad} holds no *.h5ad file, nor does any directory below it")
+            raise SourceError(f"{given} is no archive, and holds no *.h5ad file, nor does any directory below it")
         return files
-    return [h5ad]
+    return [given]

@@ -23,6 +23,7 @@ from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.join import join
 from scdl_gpu.archive.raw import open_raw
 from scdl_gpu.archive.writer import finish
+from scdl_gpu.convert.archive_source import convert_archive, is_archive, open_archive
 from scdl_gpu.convert.extras import write_extras
 from scdl_gpu.convert.source import Source, open_source
 from scdl_gpu.convert.values import EVERY, holding, narrowest
@@ -39,7 +40,7 @@ WORTH_A_PROCESS_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is asked of each source; see `convert_h5ad`."""
+    """What is asked of each source; see `convert_h5ad`. stored_dtype: of the values of archives that do not record it."""
 
     x: str = "auto"
     data_dtype: str = "auto"
@@ -50,15 +51,16 @@ class Options:
     obsp: tuple[str, ...] = ()
     progress: bool | None = None
     part: bool = False
+    stored_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One converted source: where it lies, which matrix was taken, what was written."""
+    """One converted source: where it lies, which matrix was taken (None: an archive that does not say), what was written."""
 
     directory: Path
     label: str | None
-    x: str
+    x: str | None
     written: Written
 
 
@@ -67,10 +69,7 @@ def convert(sources: Sequence[Any], archive: Path, options: Options, executor: E
     check_data_dtype(options.data_dtype)
     if os.path.lexists(archive):
         raise FileExistsError(f"{archive} exists already; choose another path, or remove it first")
-    needed = 0
-    for source in sources:
-        with open_source(source, options.x) as opened:
-            needed += size_bytes(opened.matrix, options.data_dtype)
+    needed = sum(_size_bytes(source, options) for source in sources)
     if len(sources) == 1:
         with Staging.create(archive, needed_bytes=needed) as staging:
             _say(convert_source(sources[0], _label(sources[0]), staging.directory, options))
@@ -79,11 +78,20 @@ def convert(sources: Sequence[Any], archive: Path, options: Options, executor: E
         _convert_many(sources, staging.directory, options, executor)
 
 
+def _size_bytes(source: Any, options: Options) -> int:
+    if is_archive(source):
+        return size_bytes(open_archive(Path(source), options.stored_dtype)[1], options.data_dtype)
+    with open_source(source, options.x) as opened:
+        return size_bytes(opened.matrix, options.data_dtype)
+
+
 def convert_source(source: Any, label: str | None, directory: Path, options: Options) -> Part:
     """Convert one source into an archive in `directory`, which must exist and be empty."""
     if not directory.is_dir():
         raise SourceError(f"{directory} is not visible to this process; every worker of the executor must see the archive's file system")
-    with open_source(source, options.x, obs=options.obs) as opened:
+    if is_archive(source):
+        return _convert_archive(Path(source), label, directory, options)
+    with open_source(source, options.x, obs=options.obs, scratch=directory) as opened:
         opened.label = label
         var, obs = _features(opened)
         written = write_matrix(
@@ -98,6 +106,21 @@ def convert_source(source: Any, label: str | None, directory: Path, options: Opt
         extra |= {"x": opened.x, "source": [label]}
         finish(directory, dtypes=written.dtypes, var=var, obs=obs, canonical=written.canonical, extra=extra)
         return Part(directory, label, opened.x, written)
+
+
+def _convert_archive(path: Path, label: str | None, directory: Path, options: Options) -> Part:
+    x, written = convert_archive(
+        path,
+        directory,
+        x=options.x,
+        data_dtype=options.data_dtype,
+        tolerance=options.tolerance,
+        canonical=options.canonical,
+        obs=options.obs,
+        progress=options.progress,
+        stored_dtype=options.stored_dtype,
+    )
+    return Part(directory, label, x, written)
 
 
 def _features(source: Source) -> tuple[VariableFeatureIndex, ObservedFeatureIndex]:
@@ -161,7 +184,7 @@ def _executor(executor: Executor | None, n_files: int, size_bytes: int) -> Itera
 
 
 def _check_same_matrix(parts: Sequence[Part]) -> None:
-    kinds = {part.x: part.label for part in parts}
+    kinds = {part.x: part.label for part in parts if part.x is not None}
     if len(kinds) > 1:
         found = ", ".join(f"{x} in {label}" for x, label in kinds.items())
         raise SourceError(
@@ -178,12 +201,13 @@ def _join_parts(parts: Sequence[Part], directory: Path, options: Options) -> Non
             raise SourceError(f"no storable dtype holds the values of all sources exactly ({dtypes}); choose a data_dtype and a tolerance")
         data_dtype = narrowest(fitting)
     archives = [open_raw(part.directory) for part in parts]
-    if options.obsp and all(_float32_holds(one.obsp[options.obsp[0]].data) for one in archives):
-        rest = set(options.obsp[1:])
-        archives = [dataclasses.replace(one, obsp={key: graph for key, graph in one.obsp.items() if key in rest}) for one in archives]
-    extra = {"x": parts[0].x, "source": [part.label for part in parts]}
+    first = options.obsp[0] if options.obsp else None
+    if first is not None and all(first not in one.obsp or _float32_holds(one.obsp[first].data) for one in archives):
+        archives = [dataclasses.replace(one, obsp={key: graph for key, graph in one.obsp.items() if key != first}) for one in archives]
+    x = next((part.x for part in parts if part.x is not None), None)
+    extra = {"x": x, "source": [part.label for part in parts]}
     join(archives, directory, data_dtype=data_dtype, extra=extra)
-    logger.info("%s: %s of %d sources, values stored as %s", directory, parts[0].x, len(parts), data_dtype)
+    logger.info("%s: %s of %d sources, values stored as %s", directory, x, len(parts), data_dtype)
 
 
 def _float32_holds(values: Any) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl_gpu.convert.array import Array
 from scdl_gpu.convert.block import BLOCK_NNZ, Block, Blocks, Buffers, cuts, parts, unsigned
-from scdl_gpu.convert.h5array import Array
 from scdl_gpu.convert.transpose import BUCKET_BYTES, Elements, Spool, equal_buckets, spool_bytes, transposed
 from scdl_gpu.errors import SourceError
 from scdl_gpu.kernels import canonical

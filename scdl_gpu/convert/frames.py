@@ -41,6 +41,12 @@ class Frame:
         """Return the columns; where there are none, the names under `index_name`, as bionemo-scdl does."""
         return self.columns or {index_name: Column.from_values(self.names)}
 
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return the table as a DataFrame, its columns in the dtypes they came with."""
+        import pandas as pd
+
+        return pd.DataFrame({name: column.to_pandas() for name, column in self.columns.items()}, index=pd.Index(self.names))
+
 
 def frame_of(table: "pd.DataFrame", *, columns: bool = True) -> Frame:
     """Return a DataFrame as a Frame; `columns=False` leaves all but the names."""

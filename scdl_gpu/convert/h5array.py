@@ -13,18 +13,19 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import h5py
 import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
+from scdl_gpu.archive.commit import NO_SPACE
+from scdl_gpu.convert.spill import PIECE_BYTES, SpilledChunk, joined
 from scdl_gpu.errors import SourceError
-from scdl_gpu.kernels import canonical
 
-MAX_CHUNK_BYTES = 256 << 20
-"""Chunks larger than this are left to h5py, one after the other: two of them in flight would break the memory bound."""
+MAX_CHUNK_BYTES = 64 << 20
+"""Chunks larger than this are unpacked into a temporary file: two or three of them in memory would break the memory bound."""
 
 H5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
 """What h5py and the decoders raise for bytes that are no valid HDF5."""
@@ -34,103 +35,6 @@ DECODE_ERRORS: tuple[type[Exception], ...] = (cast(type[Exception], isal_zlib.er
 """What isal raises for bytes that are no zlib stream."""
 
 Job = TypeVar("Job")
-
-
-class Array(Protocol):
-    """A one- or two-dimensional array that is read piece by piece, along its first dimension."""
-
-    @property
-    def where(self) -> str:
-        """Name of the array in messages: file and dataset."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Length in each dimension."""
-        ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of what `read` returns, in this machine's byte order."""
-        ...
-
-    @property
-    def chunk_shape(self) -> tuple[int, ...]:
-        """What is best read as a whole: 1 in the first dimension where any range will do."""
-        ...
-
-    def read(self, start: int, stop: int, out: NDArray[Any], columns: tuple[int, int] | None = None) -> NDArray[Any]:
-        """Return elements or rows start..stop: either `out[:stop - start]`, filled, or a view of what is in memory anyway.
-
-        columns: half-open range, of a two-dimensional array; `out` is as wide.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class MemoryArray:
-    """An array that is in memory already."""
-
-    where: str
-    values: NDArray[Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Length in each dimension."""
-        return self.values.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the values, in this machine's byte order."""
-        return self.values.dtype.newbyteorder("=")
-
-    @property
-    def chunk_shape(self) -> tuple[int, ...]:
-        """Any range will do."""
-        return (1, *self.shape[1:])
-
-    def read(self, start: int, stop: int, out: NDArray[Any], columns: tuple[int, int] | None = None) -> NDArray[Any]:
-        """Return a view; only foreign byte orders and strided arrays are copied."""
-        part = self.values[start:stop] if columns is None else self.values[start:stop, slice(*columns)]
-        return np.ascontiguousarray(part, dtype=self.dtype)
-
-
-@dataclass(frozen=True)
-class ExactFloat64:
-    """An array of long doubles, read as float64; a value that float64 does not hold raises SourceError."""
-
-    array: Array
-
-    @property
-    def where(self) -> str:
-        """Name of the array in messages."""
-        return self.array.where
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Length in each dimension."""
-        return self.array.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Always float64."""
-        return np.dtype(np.float64)
-
-    @property
-    def chunk_shape(self) -> tuple[int, ...]:
-        """What is best read as a whole."""
-        return self.array.chunk_shape
-
-    def read(self, start: int, stop: int, out: NDArray[Any], columns: tuple[int, int] | None = None) -> NDArray[Any]:
-        """Fill `out[:stop - start]`."""
-        out = out[: stop - start]
-        wide = self.array.read(start, stop, np.empty(out.shape, self.array.dtype), columns)
-        np.copyto(out, wide, casting="unsafe")
-        lost = (out != wide) & ~np.isnan(wide)
-        if lost.any():
-            place = tuple(int(k) for k in np.argwhere(lost)[0])
-            raise SourceError(f"{self.where}: the value {wide[place]!r} does not fit float64; write the matrix as float64 first")
-        return out
 
 
 @dataclass(frozen=True)
@@ -147,7 +51,7 @@ class Chunks:
 class H5Array:
     """One dataset of an open file, read in this process by any number of threads of `pool`, one `read` at a time."""
 
-    def __init__(self, dataset: h5py.Dataset, *, path: Path, pool: Executor, threads: int) -> None:
+    def __init__(self, dataset: h5py.Dataset, *, path: Path, pool: Executor, threads: int, scratch: Path | None = None) -> None:
         self.where = f"{path}: {dataset.name.lstrip('/')}"
         self.shape: tuple[int, ...] = tuple(int(n) for n in dataset.shape)
         self.dtype: np.dtype[Any] = dataset.dtype.newbyteorder("=")
@@ -156,7 +60,9 @@ class H5Array:
         self._pool = pool
         self._threads = threads
         self._path = path
+        self._scratch = scratch
         self._last: tuple[int, NDArray[Any]] | None = None
+        self._spilled: tuple[int, SpilledChunk] | None = None
 
     @cached_property
     def _fd(self) -> int:
@@ -167,7 +73,9 @@ class H5Array:
         fd = self.__dict__.pop("_fd", None)
         if fd is not None:
             os.close(fd)
-        self._last = None
+        if self._spilled is not None:
+            self._spilled[1].close()
+        self._last = self._spilled = None
 
     @cached_property
     def _is_plain(self) -> bool:
@@ -203,8 +111,6 @@ class H5Array:
         shape = self._dataset.chunks
         if not self._is_plain or shape is None or self._filters is None or not hasattr(self._dataset.id, "chunk_iter"):
             return None
-        if math.prod(shape) * self._stored.itemsize > MAX_CHUNK_BYTES:
-            return None
         grid = tuple(-(-n // step) for n, step in zip(self.shape, shape, strict=True))
         count = math.prod(grid)
         offsets, sizes, masks = np.full(count, -1, np.int64), np.zeros(count, np.int64), np.zeros(count, np.uint32)
@@ -222,8 +128,15 @@ class H5Array:
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
-        """Shape of the stored chunks; single rows where there are none."""
-        return self._dataset.chunks or (1, *self.shape[1:])
+        """Shape of the stored chunks; single rows where there are none, or where a chunk is kept in a file anyway."""
+        shape: tuple[int, ...] | None = self._dataset.chunks
+        single = (1, *self.shape[1:])
+        if shape is None or (self._chunks is not None and self._is_oversize(shape) and shape[1:] >= single[1:]):
+            return single
+        return shape
+
+    def _is_oversize(self, chunk_shape: tuple[int, ...]) -> bool:
+        return bool(math.prod(chunk_shape) * self._stored.itemsize > MAX_CHUNK_BYTES)
 
     def read(self, start: int, stop: int, out: NDArray[Any], columns: tuple[int, int] | None = None) -> NDArray[Any]:
         """Fill `out[:stop - start]` with elements or rows start..stop; raises SourceError naming the place of the fault."""
@@ -243,19 +156,12 @@ class H5Array:
                 self._dataset.read_direct(out, area)
                 target = out
         except H5_ERRORS as error:
-            self._read_again(area, out, error)
-            return out
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
+                raise
+            raise SourceError(f"{self.where}[{start}:{stop}] cannot be read ({error}); {self._cure()}") from error
         if target is not out:
             np.copyto(out, target)
         return out
-
-    def _read_again(self, area: tuple[slice, ...], out: NDArray[Any], error: Exception) -> None:
-        """Let h5py try what could not be read here: it knows layouts that are valid and rare."""
-        try:
-            self._dataset.read_direct(out, area)
-        except H5_ERRORS as again:
-            place = f"{self.where}[{area[0].start}:{area[0].stop}]"
-            raise SourceError(f"{place} cannot be read ({error}; {again}); {self._cure()}") from error
 
     def _cure(self) -> str:
         if self._filters is None:
@@ -275,7 +181,11 @@ class H5Array:
     def _read_chunks(self, chunks: Chunks, area: tuple[slice, ...], target: NDArray[Any]) -> None:
         touched = [range(part.start // step, -(-part.stop // step)) for part, step in zip(area, chunks.shape, strict=True)]
         jobs = list(itertools.product(*touched))
-        self._run(lambda place: self._copy_chunk(chunks, place, area, target), jobs)
+        if self._is_oversize(chunks.shape):
+            for place in jobs:
+                self._copy_chunk(chunks, place, area, target)
+        else:
+            self._run(lambda place: self._copy_chunk(chunks, place, area, target), jobs)
 
     def _run(self, work: Callable[[Job], None], jobs: Sequence[Job]) -> None:
         """Do all jobs, in as many runs as there are threads."""
@@ -305,9 +215,39 @@ class H5Array:
         elif not self._filters and target.ndim == 1:
             self._check_size(chunks, number)
             _pread(self._fd, int(chunks.offsets[number]) + out_of[0].start * self._stored.itemsize, _bytes(out))
+        elif self._is_oversize(chunks.shape):
+            self._copy_spilled(chunks, number, out_of, out)
         else:
             ends_inside = target.ndim == 1 and into[0].stop == target.size and out_of[0].stop < chunks.shape[0]
             out[...] = self._decode(chunks, number, keep=ends_inside)[tuple(out_of)]
+
+    def _copy_spilled(self, chunks: Chunks, number: int, part: list[slice], out: NDArray[Any]) -> None:
+        if self._spilled is None or self._spilled[0] != number:
+            if self._spilled is not None:
+                self._spilled[1].close()
+            self._spilled = (number, self._spill(chunks, number))
+        line = math.prod(chunks.shape[1:])
+        values = self._spilled[1].read(part[0].start * line, part[0].stop * line).reshape(-1, *chunks.shape[1:])
+        out[...] = values[(slice(None), *part[1:])]
+
+    def _spill(self, chunks: Chunks, number: int) -> SpilledChunk:
+        offset, size = int(chunks.offsets[number]), int(chunks.sizes[number])
+        filters = self._active_filters(int(chunks.masks[number]))
+        try:
+            return SpilledChunk(
+                (os.pread(self._fd, min(PIECE_BYTES, size - at), offset + at) for at in range(0, size, PIECE_BYTES)),
+                self._stored,
+                math.prod(chunks.shape),
+                deflated=h5py.h5z.FILTER_DEFLATE in filters,
+                shuffled=h5py.h5z.FILTER_SHUFFLE in filters,
+                scratch=self._scratch,
+            )
+        except DECODE_ERRORS as error:
+            raise ValueError(f"the chunk at byte {offset:,} cannot be unpacked: {error}") from error
+
+    def _active_filters(self, mask: int) -> list[int]:
+        """List the filters that were applied to a chunk; bit k of its mask says that the k-th was not."""
+        return [code for k, code in enumerate(self._filters or ()) if not mask >> k & 1]
 
     def _check_size(self, chunks: Chunks, number: int) -> None:
         expected = math.prod(chunks.shape) * self._stored.itemsize
@@ -329,15 +269,14 @@ class H5Array:
 
     def _unfilter(self, raw: NDArray[np.uint8], mask: int, chunks: Chunks, offset: int) -> NDArray[Any]:
         expected = math.prod(chunks.shape) * self._stored.itemsize
-        filters = [code for k, code in enumerate(self._filters or ()) if not mask >> k & 1]
-        for code in reversed(filters):
+        for code in reversed(self._active_filters(mask)):
             if code == h5py.h5z.FILTER_DEFLATE:
                 try:
                     raw = np.frombuffer(isal_zlib.decompress(raw, bufsize=expected), np.uint8)
                 except DECODE_ERRORS as error:
                     raise ValueError(f"the chunk at byte {offset:,} is no valid gzip stream: {error}") from error
             elif raw.size == expected:
-                raw = _unshuffle(raw, self._stored.itemsize)
+                raw = joined(raw.reshape(self._stored.itemsize, -1))
         if raw.size != expected:
             raise ValueError(f"the chunk at byte {offset:,} unpacks to {raw.size:,} bytes, expected {expected:,}")
         return raw.view(self._stored)
@@ -359,14 +298,3 @@ def _pread(fd: int, offset: int, out: NDArray[np.uint8]) -> None:
         if got == 0:
             raise ValueError(f"the file ends {out.size - done:,} bytes too early, at byte {offset + done:,}")
         done += got
-
-
-def _unshuffle(raw: NDArray[np.uint8], itemsize: int) -> NDArray[np.uint8]:
-    if itemsize == 1:
-        return raw
-    planes = raw.reshape(itemsize, -1)
-    if itemsize in (2, 4, 8):
-        out = np.empty(planes.shape[1], f"<u{itemsize}")
-        canonical.join_planes(planes, out)
-        return out.view(np.uint8)
-    return np.ascontiguousarray(planes.T).reshape(-1)

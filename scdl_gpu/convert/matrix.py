@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from scdl_gpu.convert.block import BLOCK_NNZ, Block, Blocks, Buffers, cuts, out_of_range, parts, unsigned
-from scdl_gpu.convert.h5array import Array
+from scdl_gpu.convert.array import Array
+from scdl_gpu.convert.block import BLOCK_NNZ, Block, Blocks, Buffers, ahead, cuts, out_of_range, parts, unsigned
 from scdl_gpu.convert.transpose import Elements, Spool, plan_buckets, spool_bytes, transposed
 from scdl_gpu.errors import SourceError
 from scdl_gpu.kernels import canonical
@@ -146,7 +146,7 @@ class CompressedMatrix:
         nnz, (n_rows, n_vars) = self._data.shape[0], self.shape
         buckets = plan_buckets(n_rows, nnz, self.dtype.itemsize, self._row_pieces())
         with Spool(scratch, buckets, n_vars, self.dtype) as spool:
-            for block in self._major_blocks():
+            for block in ahead(self._major_blocks()):
                 self._check_rows(block)
                 columns = np.empty(block.indices.size, np.uint32)
                 canonical.number_elements(block.indptr, np.uint32(block.first_row), columns)

@@ -17,9 +17,10 @@ import h5py
 import numpy as np
 import scipy.sparse
 
+from scdl_gpu.convert.array import Array, ExactFloat64, MemoryArray
 from scdl_gpu.convert.dense import DenseMatrix
 from scdl_gpu.convert.frames import Frame, frame_of, read_frame
-from scdl_gpu.convert.h5array import H5_ERRORS, Array, ExactFloat64, H5Array, MemoryArray
+from scdl_gpu.convert.h5array import H5_ERRORS, H5Array
 from scdl_gpu.convert.matrix import CompressedMatrix, Matrix
 from scdl_gpu.errors import SourceError
 
@@ -58,19 +59,20 @@ class Source:
         self.stack.close()
 
 
-def open_source(source: Any, x: str = "auto", *, obs: bool = True) -> Source:
+def open_source(source: Any, x: str = "auto", *, obs: bool = True, scratch: Path | None = None) -> Source:
     """Open an h5ad file (by path), an AnnData object, or a SciPy or NumPy matrix.
 
     x: "auto" (raw where present, else X), "X", "raw" or "layers/NAME". obs: False leaves all of obs but the names.
+    scratch: directory for temporary files, which chunks too large for memory need.
     Raises MissingMatrixError where the matrix asked for is not there, SourceError for a file or matrix that cannot be read.
     """
     if x not in ("auto", "X", "raw") and not x.startswith("layers/"):
         raise ValueError(f'x={x!r} names no matrix; expected "auto", "X", "raw" or "layers/NAME"')
     with ExitStack() as stack:
         if isinstance(source, str | os.PathLike):
-            opened = _open_h5ad(Path(source), x, stack, obs=obs)
+            opened = _open_h5ad(_H5ad(Path(source), stack, scratch), x, obs=obs)
         elif hasattr(source, "obs_names"):
-            opened = _open_anndata(source, x, stack, obs=obs)
+            opened = _open_anndata(source, x, stack, obs=obs, scratch=scratch)
         else:
             opened = _open_matrix(source, x)
         opened.stack = stack.pop_all()
@@ -80,8 +82,9 @@ def open_source(source: Any, x: str = "auto", *, obs: bool = True) -> Source:
 class _H5ad:
     """An open h5ad file and the threads that read its arrays."""
 
-    def __init__(self, path: Path, stack: ExitStack) -> None:
+    def __init__(self, path: Path, stack: ExitStack, scratch: Path | None) -> None:
         self.path = path
+        self._scratch = scratch
         self.threads = min(MAX_THREADS, os.cpu_count() or 1)
         self._stack = stack
         if not path.exists():
@@ -104,7 +107,7 @@ class _H5ad:
         """Return a dataset as an array."""
         if item.dtype.kind not in "biuf":
             raise SourceError(f"{self.path}: {item.name.lstrip('/')} holds {item.dtype}, expected numbers that are real")
-        array = H5Array(item, path=self.path, pool=self._pool, threads=self.threads)
+        array = H5Array(item, path=self.path, pool=self._pool, threads=self.threads, scratch=self._scratch)
         self._stack.callback(array.close)
         return exact(array)
 
@@ -126,8 +129,8 @@ class _H5ad:
         return CompressedMatrix(where, shape, *(self.array(part) for part in parts), major=major)
 
 
-def _open_h5ad(path: Path, x: str, stack: ExitStack, *, obs: bool) -> Source:
-    h5ad = _H5ad(path, stack)
+def _open_h5ad(h5ad: _H5ad, x: str, *, obs: bool) -> Source:
+    path = h5ad.path
     try:
         found = _matrices(h5ad)
         x = _choose(x, tuple(found), str(path))
@@ -139,7 +142,7 @@ def _open_h5ad(path: Path, x: str, stack: ExitStack, *, obs: bool) -> Source:
     def part(kind: str, key: str) -> str:
         keys = sorted(h5ad.get(kind) or ())
         if key not in keys:
-            raise SourceError(f"{path} has no {kind}[{key!r}]; it has {', '.join(keys) or 'none'}")
+            raise MissingMatrixError(f"{path} has no {kind}[{key!r}]; it has {', '.join(keys) or 'none'}", tuple(keys))
         return f"{kind}/{key}"
 
     def obsm(key: str) -> Array:
@@ -156,7 +159,7 @@ def _open_h5ad(path: Path, x: str, stack: ExitStack, *, obs: bool) -> Source:
         obs=lambda: checked(read_frame(h5ad.file, "obs", path, columns=obs), matrix, 0, f"{path}: obs"),
         obsm=obsm,
         obsp=lambda key: h5ad.matrix(part("obsp", key)),
-        stack=stack,
+        stack=ExitStack(),
     )
 
 
@@ -201,11 +204,11 @@ def exact(array: Array) -> Array:
     return ExactFloat64(array) if array.dtype.itemsize > 8 else array
 
 
-def _open_anndata(adata: Any, x: str, stack: ExitStack, *, obs: bool) -> Source:
+def _open_anndata(adata: Any, x: str, stack: ExitStack, *, obs: bool, scratch: Path | None) -> Source:
     if adata.isbacked:
         if adata.is_view:
             raise SourceError("a view of a backed AnnData cannot be converted; call .to_memory() first, or convert its file")
-        opened = _open_h5ad(Path(adata.filename), x, stack, obs=obs)
+        opened = _open_h5ad(_H5ad(Path(adata.filename), stack, scratch), x, obs=obs)
         opened.obs = lambda: checked(frame_of(adata.obs, columns=obs), opened.matrix, 0, "AnnData.obs")
         if opened.x != "raw":
             opened.var = lambda: checked(frame_of(adata.var), opened.matrix, 1, "AnnData.var")
@@ -223,7 +226,7 @@ def _open_anndata(adata: Any, x: str, stack: ExitStack, *, obs: bool) -> Source:
     def member(kind: str, key: str) -> Any:
         members = getattr(adata, kind)
         if key not in members:
-            raise SourceError(f"the AnnData has no {kind}[{key!r}]; it has {', '.join(sorted(members)) or 'none'}")
+            raise MissingMatrixError(f"the AnnData has no {kind}[{key!r}]; it has {', '.join(members) or 'none'}", tuple(members))
         return members[key]
 
     def obsm(key: str) -> Array:
@@ -253,7 +256,7 @@ def _open_matrix(values: Any, x: str) -> Source:
         return Frame(np.array([str(k) for k in range(count)], dtype=object), {})
 
     def missing(key: str) -> Any:
-        raise SourceError(f"a {type(values).__name__} has no obsm or obsp, {key!r} cannot be kept; pass an AnnData")
+        raise MissingMatrixError(f"a {type(values).__name__} has no obsm or obsp, {key!r} cannot be kept; pass an AnnData")
 
     return Source(matrix, "X", None, lambda: names(matrix.shape[1]), lambda: names(matrix.shape[0]), missing, missing, ExitStack())
 

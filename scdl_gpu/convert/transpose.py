@@ -1,7 +1,7 @@
 """Columns into rows, in bounded memory: elements sorted into buckets of rows on disk, then each bucket in memory.
 
 Knows elements (row, column, value) and a scratch file, not where they come from. Every element is written
-once and read once, sequentially, at 2 + 2 bytes and its value where rows and columns allow; what fits into
+once and read once, sequentially, at 2 + 2 bytes and its value in the narrowest dtype; what fits into
 BUCKET_BYTES as a whole never touches the disk.
 """
 
@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl_gpu.convert.block import Block
+from scdl_gpu.convert.values import holding
 from scdl_gpu.kernels import canonical
 
-BUCKET_BYTES = 96 << 20
-"""Elements of one bucket; scattering needs the same again."""
+BUCKET_BYTES = 48 << 20
+"""Elements of one bucket; scattering needs the same again. The rows of a larger one do not stay in the cache."""
 MAX_BINS = 1 << 20
 
 
@@ -102,6 +103,7 @@ class Spool:
         column_dtype = np.dtype("u2" if n_vars <= 1 << 16 else "u4")
         self._dtypes = (row_dtype, column_dtype, np.dtype(f"u{dtype.itemsize}"))
         self._counts: list[NDArray[np.int64]] = []
+        self._stored: list[np.dtype[Any]] = []
         self._parts: list[tuple[NDArray[Any], ...]] = []
         self._buffers = [np.empty(0, dtype) for dtype in self._dtypes]
         self._fds: list[int] = []
@@ -129,8 +131,17 @@ class Spool:
         self._counts.append(counts)
         if not self._fds:
             self._parts.append(tuple(out))
-        for fd, part in zip(self._fds, out, strict=False):
-            _write(fd, part)
+            return
+        self._stored.append(self._narrow_dtype(elements.data))
+        rows, columns, values = self._fds
+        _write(rows, out[0])
+        _write(columns, out[1])
+        _write(values, out[2].view(self.data_dtype).astype(self._stored[-1], copy=False))
+
+    def _narrow_dtype(self, values: NDArray[Any]) -> np.dtype[Any]:
+        """Return the dtype in which values lie on the disk: counts are mostly small, whatever their dtype."""
+        held = holding(values)
+        return min((self.data_dtype, *map(np.dtype, held)), key=lambda dtype: dtype.itemsize)
 
     def bucket(self, number: int) -> Elements:
         """Return the elements of one bucket, their rows counted from its first."""
@@ -139,14 +150,18 @@ class Spool:
             self._parts.clear()
             return Elements(*parts)
         counts = np.array(self._counts)
-        before = np.concatenate(([0], np.cumsum(counts.sum(axis=1))))[:-1] + counts[:, :number].sum(axis=1)
-        out = [np.empty(int(counts[:, number].sum()), dtype) for dtype in self._dtypes]
-        for fd, part in zip(self._fds, out, strict=True):
-            at = 0
-            for start, n in zip(before, counts[:, number], strict=True):
-                _read(fd, part[at : at + int(n)], int(start) * part.itemsize)
-                at += int(n)
-        return Elements(*out)
+        sizes, skipped = counts.sum(axis=1), counts[:, :number].sum(axis=1)
+        kept = counts[:, number]
+        rows, columns, data = (np.empty(int(kept.sum()), dtype) for dtype in (*self._dtypes[:2], self.data_dtype))
+        at, place = 0, [0, 0, 0]
+        for size, skip, n, stored in zip(sizes, skipped, kept, self._stored, strict=True):
+            values = np.empty(n, stored)
+            for k, part in enumerate((rows[at : at + n], columns[at : at + n], values)):
+                _read(self._fds[k], part, place[k] + int(skip) * part.itemsize)
+                place[k] += int(size) * part.itemsize
+            data[at : at + n] = values
+            at += n
+        return Elements(rows, columns, data.view(self._dtypes[2]))
 
     def __enter__(self) -> Self:
         return self

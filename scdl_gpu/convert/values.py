@@ -71,7 +71,7 @@ def _holding_integers(values: NDArray[Any], smallest: int, largest: int, among: 
     return whole | frozenset(
         name
         for name, bits in SIGNIFICANT_BITS.items()
-        if name in among and (widest <= 2**bits or (widest <= np.finfo(name).max and _significant_bits_fit(values, bits)))
+        if name in among and (widest <= 2**bits or (widest <= float(np.finfo(name).max) and _significant_bits_fit(values, bits)))
     )
 
 

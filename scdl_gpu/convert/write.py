@@ -143,7 +143,9 @@ class _RowWriter:
 
     def _cast_fixed(self, block: Block, tolerance: float | None) -> NDArray[Any]:
         stored = self._cast(block.data)
-        if holding(block.data, frozenset((self._data.dtype.name,))):
+        held = holding(block.data, self._holding | {self._data.dtype.name})
+        self._holding &= held
+        if self._data.dtype.name in held:
             return stored
         worst, where = loss(block.data, stored)
         self._worst = max(self._worst, worst)
