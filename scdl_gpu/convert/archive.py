@@ -21,6 +21,7 @@ from scdl_gpu.archive.commit import Staging
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.join import join
+from scdl_gpu.archive.join import size_bytes as joined_bytes
 from scdl_gpu.archive.raw import open_raw
 from scdl_gpu.archive.writer import finish
 from scdl_gpu.convert.archive_source import convert_archive, is_archive, open_archive
@@ -206,7 +207,8 @@ def _join_parts(parts: Sequence[Part], directory: Path, options: Options) -> Non
         archives = [dataclasses.replace(one, obsp={key: graph for key, graph in one.obsp.items() if key != first}) for one in archives]
     x = next((part.x for part in parts if part.x is not None), None)
     extra = {"x": x, "source": [part.label for part in parts]}
-    join(archives, directory, data_dtype=data_dtype, extra=extra)
+    with progress_bar(joined_bytes(archives, data_dtype), "B", f"{directory.parent}: join", options.progress) as bar:
+        join(archives, directory, data_dtype=data_dtype, extra=extra, progress=bar.update)
     logger.info("%s: %s of %d sources, values stored as %s", directory, x, len(parts), data_dtype)
 
 

@@ -1,0 +1,129 @@
+"""`scdl-gpu convert`: h5ad files, directories of them, and archives, into one archive.
+
+Knows options and the summary; the work is `scdl_gpu.convert`'s.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scdl_gpu.cli.report import DTYPE_HELP, DataDtype, StoredDtypeOption, reported, tell
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+
+def _matrix(x: str) -> str:
+    if x not in ("auto", "X", "raw") and not (x.startswith("layers/") and len(x) > len("layers/")):
+        raise typer.BadParameter(f"{x!r} names no matrix; expected auto, X, raw or layers/NAME")
+    return x
+
+
+def convert(
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="h5ad files, directories of them, archives.")],
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Where the new archive goes; nothing may be there yet.")],
+    x: Annotated[
+        str, typer.Option("--x", callback=_matrix, metavar="auto|X|raw|layers/NAME", help="auto: raw where present, else X.")
+    ] = "auto",
+    data_dtype: Annotated[
+        DataDtype | None,
+        typer.Option(metavar="DTYPE", help=DTYPE_HELP, show_default="the narrowest that holds every value exactly"),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(metavar="DIFFERENCE", min=0, help="Largest difference accepted between a value and what is stored for it.")
+    ] = 0.0,
+    obsm: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Also keep this array of obsm; may be repeated.")] = None,
+    obsp: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Also keep this graph of obsp; may be repeated. The first becomes the neighbour graph."),
+    ] = None,
+    no_obs: Annotated[bool, typer.Option("--no-obs", help="Of obs keep the names of the cells only.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Processes that convert files side by side.", show_default="one per core")
+    ] = None,
+    canonical: Annotated[
+        bool,
+        typer.Option(
+            "--canonical/--as-stored", help="Sort columns, sum duplicates and drop zeros, or store every row exactly as the source has it."
+        ),
+    ] = True,
+    stored_dtype: StoredDtypeOption = None,
+) -> None:
+    """Convert h5ad files into one archive.
+
+    Several sources become one archive, in the order given. Of a directory all *.h5ad files below it are taken, sorted
+    by path. Genes may differ from file to file. Memory does not
+    grow with the files; nothing is at ARCHIVE until everything is. An archive as a source is written anew, with all it
+    has: in canonical form, or in another dtype.
+
+    \b
+    scdl-gpu convert pbmc.h5ad pbmc
+    scdl-gpu convert pbmc.h5ad pbmc --x layers/counts --obsm X_pca --obsp distances
+    scdl-gpu convert plates/ all --workers 8
+    scdl-gpu convert old new --canonical               sort and merge the rows of an archive
+    scdl-gpu convert old new --data-dtype float32
+    """  # noqa: D301
+    with reported():
+        from scdl_gpu.convert import sources_of
+        from scdl_gpu.convert.archive import Options
+        from scdl_gpu.convert.archive import convert as convert_all
+
+        start = time.perf_counter()
+        refuse_existing(archive)
+        options = Options(
+            x=x,
+            data_dtype=data_dtype or "auto",
+            tolerance=tolerance,
+            canonical=canonical,
+            obs=not no_obs,
+            obsm=tuple(dict.fromkeys(obsm or ())),
+            obsp=tuple(dict.fromkeys(obsp or ())),
+            stored_dtype=stored_dtype,
+        )
+        with _executor(workers) as executor:
+            convert_all(sources_of(sources), archive, options, executor)
+        tell(summary(archive, time.perf_counter() - start))
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise FileExistsError where something is at `path`, before anything is read."""
+    if path.exists() or path.is_symlink():
+        raise FileExistsError(f"{path} exists already; choose another path, or remove it first")
+
+
+def summary(archive: Path, seconds: float) -> dict[str, str]:
+    """Say what was written."""
+    from scdl_gpu.archive.raw import open_raw
+    from scdl_gpu.cli.describe import facts
+    from scdl_gpu.cli.info import genes, matrix, nonzeros, on_disk
+
+    found = facts(open_raw(archive))
+    return {
+        "archive": found["path"],
+        "matrix": matrix(found),
+        "cells": f"{found['cells']:,}",
+        "genes": genes(found),
+        "nonzeros": f"{nonzeros(found)}, as {found['dtypes']['data']}",
+        "size": on_disk(found),
+        "seconds": f"{seconds:.1f}",
+    }
+
+
+@contextmanager
+def _executor(workers: int | None) -> Iterator["Executor | None"]:
+    """Give that many processes, a thread for one, or None: as many as are worth it. Forking a process with threads can hang it."""
+    from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+    from multiprocessing import get_context
+
+    if workers is None:
+        yield None
+    elif workers == 1:
+        with ThreadPoolExecutor(1) as thread:
+            yield thread
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
+            yield processes

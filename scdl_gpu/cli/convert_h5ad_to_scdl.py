@@ -1,0 +1,87 @@
+"""`convert_h5ad_to_scdl`: bionemo-scdl's command, flag for flag.
+
+Knows its flags and defaults; rows are stored exactly as the sources have them. Archives of single files lie in a hidden
+sibling of the output while they are made, never on $TMPDIR: twice the space is needed where the output goes, and none
+elsewhere. `scdl-gpu convert` is the better command where no script depends on this one.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scdl_gpu.cli.report import DTYPE_HELP, FAULTS, SETTINGS, DataDtype, VersionOption, complain, reported
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, context_settings=SETTINGS)
+
+
+@app.command()
+def convert_h5ad_to_scdl(
+    data_path: Annotated[Path, typer.Option(metavar="PATH", help="Directory of h5ad files, directories below it included.")],
+    save_path: Annotated[
+        Path, typer.Option(metavar="PATH", help="Where the new archive goes; nothing may be there yet. Parents are made.")
+    ],
+    num_workers: Annotated[int, typer.Option(metavar="N", min=1, help="Files converted side by side.")] = 4,
+    use_mp: Annotated[bool, typer.Option("--use-mp", help="Convert in processes instead of threads.")] = False,
+    data_dtype: Annotated[DataDtype | None, typer.Option(metavar="DTYPE", help=DTYPE_HELP, show_default="float32")] = None,
+    paginated_load_cutoff: Annotated[int, typer.Option(metavar="MB", help="Accepted; files of any size are read in blocks.")] = 10_000,
+    load_block_row_size: Annotated[int, typer.Option(metavar="N", help="Accepted; blocks are as large as is fastest.")] = 1_000_000,
+    use_X_not_raw: Annotated[bool, typer.Option("--use-X-not-raw", help="Take X instead of raw.X.")] = False,
+    load_neighbors: Annotated[bool, typer.Option("--load-neighbors", help="Keep a neighbour graph (not in bionemo-scdl).")] = False,
+    neighbor_key: Annotated[str, typer.Option(metavar="KEY", help="Its key in obsp.")] = "next_cell_ids",
+    version: VersionOption = False,
+) -> None:
+    """Convert a directory of h5ad files into one archive, as bionemo-scdl's command of this name does.
+
+    Rows are stored exactly as the files have them. Flags may be spelt with underscores as well: --data_path.
+
+    \b
+    convert_h5ad_to_scdl --data-path plates/ --save-path all
+    convert_h5ad_to_scdl --data-path plates/ --save-path all --data-dtype uint16 --use-X-not-raw --num-workers 8 --use-mp
+    """  # noqa: D301
+    with reported():
+        from scdl_gpu.archive.commit import Staging
+
+        with Staging.create(save_path) as staging:
+            _convert(
+                data_path,
+                staging.directory,
+                {"load_neighbors": load_neighbors, "neighbor_key": neighbor_key},
+                {
+                    "max_workers": num_workers,
+                    "use_processes": use_mp,
+                    "data_dtype": data_dtype,
+                    "paginated_load_cutoff": paginated_load_cutoff,
+                    "load_block_row_size": load_block_row_size,
+                    "use_X_not_raw": use_X_not_raw,
+                },
+            )
+
+
+def _convert(data_path: Path, directory: Path, neighbors: dict[str, Any], options: dict[str, Any]) -> None:
+    """Convert all files below `data_path` into one archive in `directory`."""
+    from scdl_gpu.collection import SingleCellCollection
+
+    parts, whole = directory / "parts", directory / "whole"
+    collection = SingleCellCollection(parts, **neighbors)
+    try:
+        collection.load_h5ad_multi(data_path, **options)
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, FAULTS):
+            raise
+        complain("error", error)
+        raise typer.Exit(1) from error
+    if len(collection.fname_to_mmap) == 1:
+        next(iter(collection.fname_to_mmap)).rename(whole)
+        shutil.rmtree(parts)
+    else:
+        collection.flatten(whole, destroy_on_copy=True)
+    for file in list(whole.iterdir()):
+        file.rename(directory / file.name)
+    whole.rmdir()
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,79 @@
+"""Facts about an opened archive: counts, dtypes, sizes, columns.
+
+Knows what is worth telling, not how it is printed. Only what opening has read is used: it takes milliseconds, however
+many rows there are.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scdl_gpu.archive.raw import RawArchive
+
+GENERATIONS = {
+    "A": "without header (bionemo-scdl 0.0.7 and older)",
+    "B": "one feature index (bionemo-scdl 0.1.0 to 0.1.2)",
+    "C": "labels.npy (bionemo-scdl 0.1.3)",
+    "D": "labels.json (bionemo-scdl's main, scdl_gpu)",
+}
+"""The four kinds of raw archives in the wild, by what tells them apart."""
+
+ARRAYS = {"data": "data.npy", "indices": "col_ptr.npy", "indptr": "row_ptr.npy"}
+
+
+def facts(archive: "RawArchive") -> dict[str, Any]:
+    """Describe an archive: values that JSON knows, by name."""
+    from scdl_gpu.archive.kinds import kinds
+
+    n_vars = archive.var.column_dims()
+    n_values = sum(archive.var.number_of_values())
+    array_bytes = sum(array.nbytes for array in (archive.data, archive.indices, archive.indptr))
+    var_names = [block.has_names for block in archive.var.blocks]
+    return {
+        "path": str(archive.path),
+        "cells": archive.n_rows,
+        "genes": n_vars,
+        "blocks": _blocks(archive),
+        "nonzeros": archive.nnz,
+        "sparsity": 1 - archive.nnz / n_values if n_values else None,
+        "dtypes": {name: archive.dtypes[file] for name, file in ARRAYS.items()},
+        "size_bytes": sum(file.stat().st_size for file in archive.path.rglob("*") if file.is_file()),
+        "array_bytes": array_bytes,
+        "bytes_per_nonzero": array_bytes / archive.nnz if archive.nnz else None,
+        "obs": kinds(archive.obs),
+        "var": kinds(archive.var),
+        "obs_names": any(block.has_names for block in archive.obs.blocks),
+        "var_names": bool(var_names) and all(var_names),
+        **_extras(archive),
+        "canonical": True if archive.canonical else None,
+        "matrix": archive.metadata.get("x"),
+        "source": archive.metadata.get("source"),
+        "generation": archive.generation,
+        "schema_version": None if archive.header is None else str(archive.header.version),
+        "written_by": _written_by(archive.path),
+    }
+
+
+def _blocks(archive: "RawArchive") -> list[dict[str, int | None]]:
+    """Count cells and genes of each run of rows with the same genes."""
+    counts = zip(archive.var.number_of_values(), archive.var.column_dims(), strict=False)
+    return [{"cells": values // width if width else None, "genes": width} for values, width in counts]
+
+
+def _extras(archive: "RawArchive") -> dict[str, Any]:
+    graph = archive.neighbors
+    return {
+        "neighbors": None if graph is None else {"key": archive.metadata.get("neighbor_key"), "connections": int(graph.indices.size)},
+        "obsm": {key: {"shape": list(array.shape), "dtype": array.dtype.name} for key, array in archive.obsm.items()},
+        "obsp": {key: {"connections": int(graph.indices.size), "dtype": graph.data.dtype.name} for key, graph in archive.obsp.items()},
+    }
+
+
+def _written_by(path: Path) -> str | None:
+    """Read which version of its writer's package made the archive."""
+    try:
+        version = json.loads((path / "version.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return version if isinstance(version, str) else None

@@ -1,0 +1,118 @@
+"""`scdl-gpu info`: what is in an archive, for people or as JSON.
+
+Knows how facts are put into words. Nothing is read that opening does not read: `verify` does that.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scdl_gpu.cli.report import StoredDtypeOption, reported, size, tell
+
+MAX_COLUMNS = 40
+"""Columns that are listed for people; JSON lists all."""
+
+
+def info(
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="The directory of an archive.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
+    stored_dtype: StoredDtypeOption = None,
+) -> None:
+    """Say what is in an archive.
+
+    Cells, genes, nonzeros, dtypes, sizes, columns with their kinds, names, neighbours, and the format. Takes
+    milliseconds, whatever the size: only headers, footers and file sizes are read.
+
+    \b
+    scdl-gpu info pbmc
+    scdl-gpu info pbmc --json | jq .cells
+    """  # noqa: D301
+    with reported():
+        from scdl_gpu.archive.raw import open_raw
+        from scdl_gpu.cli.describe import facts
+
+        found = facts(open_raw(archive, data_dtype=stored_dtype))
+        if as_json:
+            typer.echo(json.dumps(found, indent=2))
+        else:
+            tell(words(found))
+
+
+def words(found: Mapping[str, Any]) -> dict[str, str]:
+    """Put the facts about an archive into words."""
+    dtypes = found["dtypes"]
+    return {
+        "archive": found["path"],
+        "cells": f"{found['cells']:,}",
+        "genes": genes(found),
+        "nonzeros": nonzeros(found),
+        "dtypes": f"values {dtypes['data']}, columns {dtypes['indices']}, row pointers {dtypes['indptr']}",
+        "size": on_disk(found),
+        "rows": "canonical" if found["canonical"] else "not marked as canonical (`scdl-gpu verify` tells what they are)",
+        "matrix": matrix(found),
+        "obs columns": _columns(found["obs"]),
+        "var columns": _columns(found["var"]),
+        "names": " and ".join(name for name, known in (("cells", found["obs_names"]), ("genes", found["var_names"])) if known) or "none",
+        "neighbours": _neighbors(found["neighbors"]),
+        "obsm": ", ".join(f"{key} ({_shape(one['shape'])} {one['dtype']})" for key, one in found["obsm"].items()) or "none",
+        "obsp": ", ".join(f"{key} ({one['connections']:,} {one['dtype']})" for key, one in found["obsp"].items()) or "none",
+        "format": _format(found),
+    }
+
+
+def genes(found: Mapping[str, Any]) -> str:
+    """Say how many genes there are, block by block where they differ."""
+    blocks = found["blocks"]
+    if not blocks:
+        return "unknown (the archive has no var table)"
+    if len(blocks) == 1:
+        return f"{blocks[0]['genes']:,}"
+    lines = [f"{block['genes']:,} for {block['cells'] or 0:,} cells" for block in blocks[:MAX_COLUMNS]]
+    lines += [f"... and {len(blocks) - MAX_COLUMNS:,} more"] if len(blocks) > MAX_COLUMNS else []
+    return "\n".join([f"{len(blocks):,} blocks of different genes:", *lines])
+
+
+def nonzeros(found: Mapping[str, Any]) -> str:
+    """Say how many elements are stored, and of how many."""
+    sparsity = "" if found["sparsity"] is None else f" (sparsity {found['sparsity']:.4g})"
+    return f"{found['nonzeros']:,}{sparsity}"
+
+
+def on_disk(found: Mapping[str, Any]) -> str:
+    """Say how large the archive is, in all and per element."""
+    each = found["bytes_per_nonzero"]
+    return size(found["size_bytes"]) + ("" if each is None else f", {each:.2f} bytes per nonzero (row pointers included)")
+
+
+def matrix(found: Mapping[str, Any]) -> str:
+    """Say which matrix the rows are, and of which files."""
+    source = found["source"]
+    of = [str(one) for one in source if one is not None] if isinstance(source, list) else []
+    more = f" and {len(of) - 1:,} more" if len(of) > 1 else ""
+    return (str(found["matrix"]) if found["matrix"] else "not recorded") + (f" of {of[0]}{more}" if of else "")
+
+
+def _columns(kinds: Mapping[str, str]) -> str:
+    lines = [f"{name}: {kind}" for name, kind in list(kinds.items())[:MAX_COLUMNS]]
+    return "\n".join(lines + ([f"... and {len(kinds) - MAX_COLUMNS:,} more"] if len(kinds) > MAX_COLUMNS else [])) or "none"
+
+
+def _neighbors(graph: Mapping[str, Any] | None) -> str:
+    if graph is None:
+        return "none"
+    return f"{graph['connections']:,} connections" + (f" ({graph['key']})" if graph["key"] else "")
+
+
+def _shape(shape: list[int]) -> str:
+    return " x ".join(f"{n:,}" for n in shape)
+
+
+def _format(found: Mapping[str, Any]) -> str:
+    from scdl_gpu.cli.describe import GENERATIONS
+
+    schema = f"schema {found['schema_version']}, " if found["schema_version"] else ""
+    by = f", written by version {found['written_by']}" if found["written_by"] else ""
+    return f"raw, generation {found['generation']}: {schema}{GENERATIONS[found['generation']]}{by}"
