@@ -103,7 +103,7 @@ def stamp(path: Path) -> tuple[Any, ...]:
 def _file_stamp(file: Path, *, timed: bool) -> tuple[int, ...] | None:
     try:
         status = file.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return (status.st_dev, status.st_ino, status.st_mtime_ns) if timed else (status.st_dev, status.st_ino)
 
@@ -195,7 +195,7 @@ def _check_lengths(
         if info is not None and array.size < info.length:
             raise ArchiveError(
                 f"{path / name.value}: holds {array.nbytes:,} bytes ({array.size:,} values), the header promises {info.length:,} values; "
-                f"the copy is incomplete: copy it again, or convert the source anew"
+                f"the copy is incomplete: copy it again, or convert the source anew{_original(path, name.value)}"
             )
     if indptr.size == 0:
         raise ArchiveError(
