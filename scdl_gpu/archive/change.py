@@ -6,7 +6,7 @@ hard-links the others, so describing 1 TB anew costs what the feature tables cos
 
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +109,10 @@ def _copy_tree(source: Path, target: Path) -> None:
         _copy_tree(entry, target / entry.name)
 
 
-def cast(path: Path, archive: RawArchive, opened: Stamp, dtype: str) -> float:
-    """Rewrite the values of the archive at `path` in `dtype`; return the largest difference that this made.
-
-    opened: as `describe`.
-    """
+def cast(path: Path, archive: RawArchive, dtype: str) -> float:
+    """Rewrite the values of the archive at `path` in `dtype`; return the largest difference that this made."""
     needed = archive.nnz * np.dtype(dtype).itemsize
-    with _staging(path, opened, (DATA, *DESCRIPTION), needed) as staging:
+    with Staging.change(path, replaced=(DATA, *DESCRIPTION), needed_bytes=needed) as staging:
         _check_unchanged(path, archive)
         difference, canonical = 0.0, archive.canonical
         with ArrayWriter(staging.directory / DATA, dtype) as writer:
