@@ -7,7 +7,6 @@ an append costs the bytes of the whole archive, and buys that no crash can harm 
 
 import dataclasses
 import os
-import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from scdl_gpu.archive import change
 from scdl_gpu.archive.check import check_rows
-from scdl_gpu.archive.commit import Staging
+from scdl_gpu.archive.commit import Staging, remove
 from scdl_gpu.archive.constants import FLOAT_ORDER, INT_ORDER, FileNames, Mode, NeighborSamplingStrategy, determine_dtype
 from scdl_gpu.archive.dtypes import DEFAULT_DTYPES
 from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive, open_raw
 from scdl_gpu.archive.writer import finish
+from scdl_gpu.errors import ArchiveError
 from scdl_gpu.neighbors import strategy_of
 from scdl_gpu.rows import ArchiveRows
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from scdl_gpu.convert.source import Source
 
 DATA = FileNames.DATA.value
+OPENED = {"_archive", "header", "metadata", "dtypes", "data", "row_index", "col_index", "_indptr", "_indices", "_values", "_widest"}
+OPENED |= {"_var_feature_index", "_obs_feature_index", "_sampler", "_staging", "_canonical"}
+"""Attributes that opening an archive makes: a pickle opens it again."""
 
 
 class SingleCellMemMapDataset(ArchiveRows):
@@ -83,7 +86,11 @@ class SingleCellMemMapDataset(ArchiveRows):
         self._staging: Staging | None = None
         self._canonical: bool | None = None
         self.dtypes = dict(DEFAULT_DTYPES) | ({DATA: data_dtype} if data_dtype else {})
-        self._obtain(h5ad_path, num_elements, num_rows)
+        try:
+            self._obtain(h5ad_path, num_elements, num_rows)
+        except BaseException:
+            self._drop_staging()
+            raise
 
     def _obtain(self, h5ad_path: str | os.PathLike[str] | None, num_elements: int | None, num_rows: int | None) -> None:
         exists = os.path.lexists(self.data_path)
@@ -102,6 +109,7 @@ class SingleCellMemMapDataset(ArchiveRows):
                 self._adopt(open_raw(Path(self.data_path), writable=True))
         elif isinstance(num_elements, int) and isinstance(num_rows, int):
             self._adopt(change.create_empty(self._stage().directory, num_rows, num_elements, self.dtypes), saved=False)
+            self.mode = Mode.CREATE_APPEND
         else:
             raise ValueError(
                 f"An np.memmap path, an h5ad path, or the number of elements and rows is required; {self.data_path} does not exist, "
@@ -111,14 +119,16 @@ class SingleCellMemMapDataset(ArchiveRows):
     # Opening, saving, and what is between
 
     def load(self, stored_path: str | os.PathLike[str]) -> None:
-        """Open the archive at `stored_path`, read-only, whatever `mode` says.
+        """Open the archive at `stored_path`, read-only, whatever `mode` says; arrays of this object that are not saved are dropped.
 
         Raises FileNotFoundError where nothing is there, ArchiveError where an archive is damaged. Writes nothing.
         """
         if not os.path.lexists(stored_path):
             raise FileNotFoundError(f"The specified data path does not exist: {stored_path}")
-        self.data_path = stored_path
-        self._adopt(open_raw(Path(stored_path), data_dtype=self._data_dtype))
+        archive = open_raw(Path(stored_path), data_dtype=self._data_dtype)
+        self._drop_staging()
+        self.data_path, self.mode, self._canonical = stored_path, Mode.READ_APPEND, None
+        self._adopt(archive)
 
     def load_h5ad(self, anndata_path: str | os.PathLike[str]) -> None:
         """Convert an h5ad file into this dataset, which must hold no rows yet; rows are stored exactly as they are there.
@@ -132,9 +142,13 @@ class SingleCellMemMapDataset(ArchiveRows):
             raise ValueError(f"{self.data_path} holds rows already; convert {anndata_path} into an archive of its own and use concat")
         var, obs = self._convert(Path(anndata_path))
         label = str(anndata_path)
-        self._var_feature_index.append_features(len(obs), var.features(self.var_feature_index_name), label, names=var.names)
-        self._obs_feature_index.append_features(obs.features(self.obs_feature_index_name), label, names=obs.names)
-        self.save()
+        try:
+            self._var_feature_index.append_features(len(obs), var.features(self.var_feature_index_name), label, names=var.names)
+            self._obs_feature_index.append_features(obs.features(self.obs_feature_index_name), label, names=obs.names)
+            self._commit()
+        except BaseException:
+            self._drop_staging()
+            raise
 
     def regular_load_h5ad(self, anndata_path: str | os.PathLike[str]) -> tuple["pd.DataFrame", "pd.DataFrame", int]:
         """Convert the matrix of an h5ad file, without features and unsaved; returns var, obs and the number of rows."""
@@ -159,7 +173,8 @@ class SingleCellMemMapDataset(ArchiveRows):
                 extra = self._write_neighbors(source, directory) if self.load_neighbors else {}
                 var, obs, written_from = source.var(), source.obs(), source.x
             archive = change.open_staged(directory, {**self.dtypes, **written.dtypes})
-            self._adopt(dataclasses.replace(archive, metadata={"x": written_from, **extra}), saved=False)
+            metadata = {"x": written_from, "source": [str(h5ad)], **extra}
+            self._adopt(dataclasses.replace(archive, metadata=metadata), saved=False)
         except MissingMatrixError as error:
             self._drop_staging()
             raise ValueError(_missing_matrix(self.use_X_not_raw, error)) from error
@@ -211,14 +226,17 @@ class SingleCellMemMapDataset(ArchiveRows):
     def save(self, output_path: str | os.PathLike[str] | None = None) -> bool:
         """Save arrays and features; what was writable is read-only from then on. Returns True.
 
-        output_path: also write the whole archive there, which must not exist. Raises ArchiveError where arrays
-        filled by hand are no CSR of their features, or the file system refuses; the archive is then as it was.
+        output_path: write the whole archive there, which must not exist; one that is saved already stays as it is.
+        Raises ValueError where features describe another number of rows, ArchiveError where arrays filled by hand are no
+        CSR of their features, another writer changed the archive meanwhile, or the file system refuses; the archive is
+        then as it was.
         """
         if self._staging is not None:
             self._commit()
-        else:
-            _flush(self._archive)
+        elif output_path is None or self.data.flags.writeable:
+            self._check_described()
             canonical = self._archive.canonical if not self.data.flags.writeable else self._check_filled()
+            _flush(self._archive)
             change.describe(Path(self.data_path), self._archive, canonical=canonical)
             self.load(self.data_path)
         if output_path is not None:
@@ -227,6 +245,8 @@ class SingleCellMemMapDataset(ArchiveRows):
 
     def _commit(self) -> None:
         """Put a staged archive in place and read it from there."""
+        self._check_described()
+        canonical = self._check_filled() if self._canonical is None else self._canonical
         staging = self._stage()
         _flush(self._archive)
         finish(
@@ -234,16 +254,32 @@ class SingleCellMemMapDataset(ArchiveRows):
             dtypes=self.dtypes,
             var=self._var_feature_index,
             obs=self._obs_feature_index,
-            canonical=self._check_filled() if self._canonical is None else self._canonical,
+            canonical=canonical,
             extra=self.metadata,
         )
         staging.commit()
-        self._staging, self._canonical = None, None
         self.load(self.data_path)
 
+    def _check_described(self) -> None:
+        """Raise ValueError unless the features describe every row, or none."""
+        self.number_of_rows()
+        n_rows, described = self.row_index.size - 1, self._obs_feature_index.number_of_rows()
+        if described not in (0, n_rows):
+            raise ValueError(
+                f"{self.data_path}: obs features describe {described} rows, row pointers {n_rows}; append the missing features"
+            )
+
     def _check_filled(self) -> bool:
-        filled = self._var_feature_index.number_of_rows() > 0
-        return check_rows(self._archive, self._var_feature_index) if filled else False
+        """Read arrays that were filled by hand; tell whether their rows are canonical. Raises ArchiveError where they are no CSR."""
+        if not self._var_feature_index.number_of_rows():
+            return False
+        first, last = int(self.row_index[0]), int(self.row_index[-1])
+        if first != 0 or last != self.data.size:
+            raise ArchiveError(
+                f"{self._file(FileNames.ROWPTR)}: runs from {first} to {last}, expected 0 to {self.data.size}, the number of elements; "
+                f"fill row_index, or make the dataset with num_elements={last}"
+            )
+        return check_rows(self._archive, self._var_feature_index)
 
     def cast_data_to_dtype(self, dtype: str) -> None:
         """Rewrite the values in `dtype`, one of uint8/16/32/64 and float16/32/64; warns where values change.
@@ -284,41 +320,39 @@ class SingleCellMemMapDataset(ArchiveRows):
         datasets = [self, *others]
         for dataset in datasets:
             dataset._saved("concat")
+            dataset._check_described()
             if dataset.row_index.size - 1 != dataset.number_of_rows():
                 raise ValueError(
                     f"{dataset.data_path} has {dataset.row_index.size - 1} rows and no features; append its features and save it first"
                 )
+        sources = {Path(os.path.realpath(dataset.data_path)) for dataset in datasets}
+        target = self.data_path if output_path is None else output_path
+        place = Path(os.path.realpath(target))
+        inside = next((source for source in sources if source in place.parents), None)
+        if inside is not None:
+            raise ValueError(f"output_path {target} lies inside {inside}, which is one of the inputs; choose a path outside")
         archives = [dataset.archive for dataset in datasets]
-        target = Path(self.data_path if output_path is None else output_path)
-        change.join_into(archives, target, data_dtype=joined_dtype(datasets), replace=output_path is None)
-        own = Path(self.data_path)
+        change.join_into(archives, Path(target), data_dtype=joined_dtype(datasets), replace=output_path is None)
+        self._data_dtype = None
         self.load(target)
         if destroy_on_copy:
-            for path in {own, *(Path(other.data_path) for other in others)}:
-                if path.exists() and not path.samefile(target):
-                    shutil.rmtree(path)
+            for source in sources - {place}:
+                remove(source)
 
     def _saved(self, action: str) -> None:
         if self._staging is not None:
             raise ValueError(f"{self.data_path} is not saved yet; call save() before {action}")
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> dict[str, Any]:
         """Carry the path and the options, never the data; raises ValueError before the first save."""
         self._saved("pickling")
-        options = {
-            "load_neighbors": self.load_neighbors,
-            "neighbor_key": self.neighbor_key,
-            "neighbor_sampling_strategy": self.neighbor_sampling_strategy,
-            "fallback_to_identity": self.fallback_to_identity,
-            "data_dtype": self._data_dtype,
-            "data_dtype_tolerance": self.data_dtype_tolerance,
-            "use_X_not_raw": self.use_X_not_raw,
-        }
-        return _reopen, (type(self), os.path.abspath(self.data_path), options)  # noqa: PTH100
+        state = {name: value for name, value in self.__dict__.items() if name not in OPENED}
+        return state | {"data_path": type(self.data_path)(os.path.abspath(self.data_path))}  # noqa: PTH100
 
-
-def _reopen(kind: type[SingleCellMemMapDataset], path: str, options: dict[str, Any]) -> SingleCellMemMapDataset:
-    return kind(path, **options)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._staging = None
+        self.load(self.data_path)
 
 
 def _missing_matrix(use_x: bool, error: Exception) -> str:

@@ -22,7 +22,7 @@ from scdl_gpu.archive.header import SCDLHeader
 from scdl_gpu.archive.maps import Array
 from scdl_gpu.archive.raw import RawArchive
 from scdl_gpu.backend import Csr, GatherError, gather_csr
-from scdl_gpu.collate import Cell, Rows
+from scdl_gpu.collate import Cell, Rows, distinct
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.neighbors import NeighborSampler
 from scdl_gpu.row_dataset import SingleCellRowDataset
@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 
 Names = list[str] | None
 Found = tuple[Cell, list[Any] | None, list[Any] | None]
+
+
+def _read_only(array: Array) -> NDArray[Any]:
+    view = array.view(np.ndarray)
+    view.flags.writeable = False
+    return view
 
 
 class ArchiveRows(SingleCellRowDataset):
@@ -56,7 +62,8 @@ class ArchiveRows(SingleCellRowDataset):
         self.col_index: Array = archive.indices
         self._var_feature_index: VariableFeatureIndex = archive.var
         self._obs_feature_index: ObservedFeatureIndex = archive.obs
-        self._indptr, self._indices, self._values = (np.asarray(array) for array in (archive.indptr, archive.indices, archive.data))
+        self._indptr, self._indices, self._values = (_read_only(array) for array in (archive.indptr, archive.indices, archive.data))
+        self.__dict__.pop("_widest", None)
         graph = archive.neighbors if self.load_neighbors else None
         if graph is not None:
             graph.check(archive.path / NEIGHBOR_FILES[0], archive.n_rows)
@@ -93,11 +100,11 @@ class ArchiveRows(SingleCellRowDataset):
                 f"expected 0 <= start <= stop <= {self._values.size}; "
                 f"the file is damaged: copy the archive again, or convert the source anew"
             )
-        return Cell(self._values[start:stop], self._indices[start:stop], self._width(row))
-
-    def _width(self, row: int) -> int:
-        """Return the number of variables of the block that holds `row`; 0 where no features are known."""
-        return self._var_feature_index.number_vars_at_row(row) if self._var_feature_index.number_of_rows() else 0
+        features = self._var_feature_index
+        if not len(features):
+            return Cell(self._values[start:stop], self._indices[start:stop])
+        block = int(features.block_of(row)) if len(features) > 1 else 0
+        return Cell(self._values[start:stop], self._indices[start:stop], features.number_vars_at_row(row), block)
 
     def _file(self, name: FileNames) -> Path:
         return Path(self.data_path) / name.value
@@ -133,6 +140,8 @@ class ArchiveRows(SingleCellRowDataset):
         return self._dense(cell), var, obs
 
     def _dense(self, cell: Cell) -> NDArray[np.float64]:
+        if not len(self._var_feature_index):
+            raise IndexError(f"There are no features to lookup in {self.data_path}; append_features to var_features() first")
         dense = np.zeros(cell.n_vars)
         try:
             dense[cell[1]] = cell[0]
@@ -146,7 +155,8 @@ class ArchiveRows(SingleCellRowDataset):
     def get_row_column(self, index: int, column: int | None, impute_missing_zeros: bool = True) -> Any:
         """Return one value in the stored dtype; where none is stored 0.0, or None without `impute_missing_zeros`.
 
-        None for column None. Raises IndexError for a row or column out of range.
+        Of a column stored twice the first value counts, as in bionemo-scdl. None for column None.
+        Raises IndexError for a row or column out of range.
         """
         cell = self._cell(self._row(index))
         if column is None:
@@ -155,7 +165,7 @@ class ArchiveRows(SingleCellRowDataset):
             raise IndexError(f"column {column} is out of range for row {index} of {self.data_path}, which has {cell.n_vars} variables")
         found = np.flatnonzero(cell[1] == column)
         if found.size:
-            return cell[0][found[-1]]
+            return cell[0][found[0]]
         return 0.0 if impute_missing_zeros else None
 
     def __getitem__(self, index: int) -> torch.Tensor:
@@ -169,11 +179,14 @@ class ArchiveRows(SingleCellRowDataset):
         """Gather rows into `Rows`, which `collate_sparse_matrix_batch` passes on; what a DataLoader calls for a batch."""
         rows = self._selected(indices)
         n_vars, ragged = self._batch_width(rows)
-        return Rows(self._gather(rows, n_vars), None if ragged else n_vars, np.result_type(self._values, self._indices), ragged=ragged)
+        stored = None if self._archive.canonical else lambda position: self[int(rows[position])]
+        dtype = np.result_type(self._values, self._indices)
+        return Rows(self._gather(rows, n_vars), None if ragged else n_vars, dtype, ragged=ragged, stored=stored)
 
     def rows(self, selection: Any) -> "scipy.sparse.csr_matrix":
         """Return rows as a SciPy CSR matrix (rows, number of variables), columns ascending, in the stored dtype.
 
+        float16 comes as float32, since SciPy cannot compute on it; a column stored twice is there twice.
         selection: a slice, a mask (n_rows,), or row numbers in any order, negative ones from the end.
         Raises IndexError for rows out of range, ValueError for rows of blocks with different genes.
         """
@@ -184,7 +197,7 @@ class ArchiveRows(SingleCellRowDataset):
         if ragged:
             raise ValueError(f"{ragged}; rows of blocks with different genes are no matrix: select rows of one block")
         csr = self._gather(rows, n_vars, duplicates=True)
-        data = csr.data.astype(self._values.dtype, copy=False)
+        data = csr.data.astype(np.float32 if csr.data.dtype == np.float16 else self._values.dtype, copy=False)
         return scipy.sparse.csr_matrix((data, csr.indices, csr.indptr), shape=(rows.size, n_vars))
 
     def _selected(self, selection: Any) -> NDArray[np.int64]:
@@ -228,9 +241,13 @@ class ArchiveRows(SingleCellRowDataset):
         return int(self._indices.max()) + 1 if self._indices.size else 0
 
     def _gather(self, rows: NDArray[np.int64], n_vars: int, *, duplicates: bool = False) -> Csr:
+        """Gather rows with ascending columns; without `duplicates` the values of a column stored twice are added up."""
+        arrays = (self._indptr, self._indices, self._values, rows)
         try:
-            return gather_csr(self._indptr, self._indices, self._values, rows, n_vars=n_vars, duplicates=duplicates)
+            return gather_csr(*arrays, n_vars=n_vars, duplicates=duplicates)
         except GatherError as error:
+            if not duplicates:
+                return distinct(self._gather(rows, n_vars, duplicates=True))
             raise ArchiveError(f"{self.data_path}: row {rows[error.position]}: {error.fault}; {error.cure}") from error
 
     # Neighbours
@@ -238,6 +255,10 @@ class ArchiveRows(SingleCellRowDataset):
     @property
     def _has_neighbors(self) -> bool:
         return self._sampler.graph is not None
+
+    _neighbor_indptr = property(lambda self: self._sampler.graph and self._sampler.graph.indptr)
+    _neighbor_indices = property(lambda self: self._sampler.graph and self._sampler.graph.indices)
+    _neighbor_data = property(lambda self: self._sampler.graph and self._sampler.graph.data)
 
     def get_neighbor_indices_for_cell(self, cell_index: int) -> NDArray[Any]:
         """Return the neighbours of a row, (k,) uint32, read-only. Raises IndexError, and ValueError where no graph was found."""
