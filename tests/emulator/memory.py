@@ -1,0 +1,34 @@
+"""Arrays that end where they end: each in a block of malloc of its own, so that ASan sees the first byte beyond.
+
+Knows bytes, not kernels. NumPy's own small blocks come from a cache, which hides a use of freed memory.
+"""
+
+import ctypes
+import weakref
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LIBC = ctypes.CDLL(None)
+_LIBC.aligned_alloc.restype, _LIBC.aligned_alloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t, ctypes.c_size_t]
+_LIBC.free.restype, _LIBC.free.argtypes = None, [ctypes.c_void_p]
+
+
+def empty(n: int, dtype: Any, *, padded_to: int = 1) -> NDArray[Any]:
+    """Make an array (n,) full of rubbish whose block is padded to a multiple of `padded_to` bytes; aligned to 128 bytes."""
+    dtype = np.dtype(dtype)
+    size_bytes = max(1, -(-n * dtype.itemsize // padded_to) * padded_to)
+    address = _LIBC.aligned_alloc(128, size_bytes)
+    block = (ctypes.c_uint8 * size_bytes).from_address(address)
+    weakref.finalize(block, _LIBC.free, address)
+    array = np.frombuffer(block, np.uint8)
+    array[:] = 0xA5
+    return array[: n * dtype.itemsize].view(dtype)
+
+
+def copy(array: NDArray[Any], *, padded_to: int = 1) -> NDArray[Any]:
+    """Copy a one-dimensional array into a block of its own."""
+    made = empty(array.size, array.dtype, padded_to=padded_to)
+    made[:] = array
+    return made
