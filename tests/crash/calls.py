@@ -10,12 +10,23 @@ from pathlib import Path
 RENAMES = ("rename", "rename_noreplace", "exchange")
 
 
+def is_hidden(path: str) -> bool:
+    """Tell whether no reader looks at a path of the log: it, or a directory it lies in, has a name that begins with a dot."""
+    return any(name.startswith(".") for name in Path(path).parts)
+
+
+def appears(entry: str) -> bool:
+    """Tell whether a call of the log is a rename that readers see."""
+    op, _, second = entry.split("\t")
+    return op in RENAMES and not is_hidden(second)
+
+
 def spread(log: list[str], points: int) -> list[int]:
-    """Choose call numbers of `log`: the first, the last, every rename, and others evenly, `points` in all or every rename."""
+    """Choose call numbers of `log`: the first, the last, every rename that readers see, others evenly; `points` in all, 0: every call."""
     n = len(log)
     if points <= 0 or points >= n:
         return list(range(1, n + 1))
-    chosen = {1, n} | {i + 1 for i, entry in enumerate(log) if entry.split("\t")[0] in RENAMES}
+    chosen = {1, n} | {i + 1 for i, entry in enumerate(log) if appears(entry)}
     evenly = (1 + round(step * (n - 1) / (4 * points)) for step in sorted(range(4 * points + 1), key=lambda step: (step % 4, step)))
     for i in evenly:
         if len(chosen) >= points:
@@ -44,13 +55,15 @@ def undurable(log: list[str]) -> list[str]:
         elif op == "syncfs":
             dirty.clear()
         elif op in RENAMES:
-            torn = [path for path in dirty if (path + "/").startswith(first + "/") and not Path(first).name.endswith(".lock")]
-            faults += [f"call {number}, {op} {first} -> {second}: {path} is not synced after {dirty[path]}" for path in torn]
+            moved = {path: dirty.pop(path) for path in list(dirty) if (path + "/").startswith(first + "/")}
+            if is_hidden(second):
+                dirty |= {second + path.removeprefix(first): cause for path, cause in moved.items()}
+            else:
+                faults += [f"call {number}, {op} {first} -> {second}: {path} is not synced after {cause}" for path, cause in moved.items()]
             dirty[parent(first)] = dirty[parent(second)] = f"{op} {second}"
     for path, cause in dirty.items():
         op, _, named = cause.partition(" ")
-        hidden = any(name.startswith(".") for name in (*Path(path).parts, *Path(named).parts) if name != ".")
-        if not hidden and op in ("write", "mkdir", *RENAMES):
+        if not is_hidden(path) and not is_hidden(named) and op in ("write", "mkdir", *RENAMES):
             faults.append(f"at the end: {path} is not synced after {cause}")
     return faults
 

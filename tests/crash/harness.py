@@ -1,13 +1,14 @@
 """Operations run to their death, one call further each time.
 
-Runs as a program under `killer.cpp`'s library: loads modules that hold `OPERATIONS`, warms each operation
-once, then forks one child per experiment and judges what the child left behind. Knows directories and
-processes, not archives: what is old, new or torn, each `Operation` says itself. Forking costs 10 to 20 ms,
-a fresh interpreter with torch several seconds.
+Runs as a program under `killer.cpp`'s library: takes the operations of `operations/`, warms each once, then
+forks one child per experiment and judges what the child left behind. Knows directories and processes, not
+archives: what is old, new or torn, each `Operation` says itself. Forking costs 10 to 20 ms, a fresh
+interpreter with torch several seconds.
 """
 
 import ctypes
-import importlib.util
+import gc
+import importlib
 import json
 import os
 import shutil
@@ -21,7 +22,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from calls import RENAMES, spread, undurable
+import tqdm
+from calls import appears, spread, undurable
 from operation import Operation, TornError
 
 COUNT, KILL, STOP, FAIL_ONCE, FULL, SHORT = range(6)
@@ -115,6 +117,7 @@ class Laboratory:
             raise RuntimeError(f"{name}: the operation left threads behind: {threads}; a fork would lose them")
         story = directory.parent / "error.json"
         sys.stderr.flush()
+        gc.freeze()  # a collection in the child would copy every page it looks at
         pid = os.fork()
         if pid == 0:
             self._child(name, directory, target, mode, error, story)
@@ -237,7 +240,7 @@ class Laboratory:
             if left := leftovers(directory):
                 found.append(f"left over after the failure: {left}")
             state = operation.state(directory)
-            renamed = any(entry.split("\t")[0] in RENAMES for entry in report.log[: n - 1])
+            renamed = any(map(appears, report.log[: n - 1]))
             if state != ("new" if code == 0 else "old") and not (state == "new" and renamed):
                 found.append(f"ended with {code}, but the {state} state is there:\n{fault.get('trace', '')}")
             self.judge(operation, directory, reader, report)
@@ -266,7 +269,7 @@ class Laboratory:
         operation = self.operations[name]
         report = Report(self.dry(name))
         first = next(i for i, entry in enumerate(report.log) if entry.startswith("mkdir") and ".staging-" in entry)
-        last = next(i for i, entry in enumerate(report.log) if entry.split("\t")[0] in RENAMES)
+        last = next(i for i, entry in enumerate(report.log) if appears(entry))
         chosen = [first + i for i in spread(report.log[first : last + 1], points)]
 
         def experiment(directory: Path, reader: Any, n: int, found: list[str], report: Report) -> None:
@@ -296,14 +299,11 @@ class Laboratory:
         return report
 
 
-def load(files: list[str]) -> dict[str, Operation]:
-    """Import the modules in `files` and gather their operations."""
+def load() -> dict[str, Operation]:
+    """Gather the operations of the modules in `operations/`."""
     operations: dict[str, Operation] = {}
-    for file in files:
-        spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        operations |= module.OPERATIONS
+    for file in sorted(Path(__file__).with_name("operations").glob("*.py")):
+        operations |= importlib.import_module(f"operations.{file.stem}").OPERATIONS
     return operations
 
 
@@ -316,7 +316,9 @@ def serve() -> None:
 
 def answer_all(answers: TextIO) -> None:
     """Load the operations, then run what is asked."""
-    laboratory = Laboratory(load(sys.argv[2:]), Path(sys.argv[1]))
+    tqdm.tqdm.monitor_interval = 0  # no thread that outlives a progress bar: it would be lost in a fork
+    tqdm.tqdm.monitor_interval = 0  # no thread that outlives a progress bar: it would be lost in a fork
+    laboratory = Laboratory(load(), Path(sys.argv[1]))
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # jemalloc's thread
     for line in sys.stdin:

@@ -3,7 +3,7 @@
 // Preloaded (LD_PRELOAD) into a process that forks one child per experiment. A child arms a directory and a call number; every call below that directory that
 // changes files is counted and logged, and the numbered one is preceded by death, by a stop, or by an error. Counter and log lie in memory shared with forked
 // processes, so that the parent reads them after the child's death. Knows libc calls, not stores into mapped memory: of those it sees mmap and msync only.
-// fsync is counted but not carried out: the page cache outlives SIGKILL, so that only the order of the calls matters, and the order is in the log.
+// fsync is counted but never carried out: the page cache outlives SIGKILL, so that only the order of the calls matters, and the order is in the log.
 
 #include <atomic>
 #include <cerrno>
@@ -104,7 +104,6 @@ const char *below(const char *path) {
 struct Verdict {
     int error = 0;        // errno to fail with, 0 to go on
     bool cut = false;     // write only half
-    bool seen = false;    // counted
 };
 
 Verdict judge_paths(const char *op, bool takes_space, const char *first, const char *second) {
@@ -112,7 +111,6 @@ Verdict judge_paths(const char *op, bool takes_space, const char *first, const c
     const char *a = first == nullptr ? nullptr : below(first);
     const char *b = second == nullptr ? nullptr : below(second);
     if (a == nullptr && b == nullptr) return verdict;
-    verdict.seen = true;
     if (std::strcmp(shared->refused, op) == 0) {
         verdict.error = shared->refused_error;
         return verdict;
@@ -294,17 +292,17 @@ INTERPOSE(int, msync, (void *address, size_t size, int flags)) {
 
 // ---- durability
 
-#define SYNC(name, op, parameters, call)                                                                                                                       \
-    INTERPOSE(int, name, parameters) {                                                                                                                         \
-        Verdict verdict = judge_fd(op, false, fd);                                                                                                             \
-        REFUSE(verdict);                                                                                                                                       \
-        return verdict.seen ? 0 : real_##name() call;                                                                                                          \
+#define SYNC(name, op, parameters)                                                                                                                             \
+    extern "C" __attribute__((visibility("default"))) int my_##name parameters asm(#name);                                                                     \
+    extern "C" int my_##name parameters {                                                                                                                      \
+        REFUSE(judge_fd(op, false, fd));                                                                                                                       \
+        return 0;                                                                                                                                              \
     }
 
-SYNC(fsync, "fsync", (int fd), (fd))
-SYNC(fdatasync, "fsync", (int fd), (fd))
-SYNC(syncfs, "syncfs", (int fd), (fd))
-SYNC(sync_file_range, "writeback", (int fd, off64_t at, off64_t size, unsigned flags), (fd, at, size, flags))
+SYNC(fsync, "fsync", (int fd))
+SYNC(fdatasync, "fsync", (int fd))
+SYNC(syncfs, "syncfs", (int fd))
+SYNC(sync_file_range, "writeback", (int fd, off64_t, off64_t, unsigned))
 
 // ---- sizes
 
@@ -341,6 +339,20 @@ ALLOCATE(fallocate64, (int fd, int how, off64_t at, off64_t size), (fd, how, at,
 
 // ---- names
 
+static bool exists(int fd, const char *path) {
+    struct stat status;
+    int saved = errno;
+    bool found = fstatat(fd, path, &status, 0) == 0;
+    errno = saved;
+    return found;
+}
+
+// A mkdir of what is there already changes nothing.
+static Verdict judge_mkdir(int fd, const char *path) {
+    if (!armed() || exists(fd, path)) return {};
+    return judge_at("mkdir", true, fd, path);
+}
+
 #define NAMES(name, parameters, judgement, call)                                                                                                               \
     INTERPOSE(int, name, parameters) {                                                                                                                         \
         REFUSE(judgement);                                                                                                                                     \
@@ -351,8 +363,8 @@ NAMES(unlink, (const char *path), judge_at("unlink", false, AT_FDCWD, path), (pa
 NAMES(unlinkat, (int fd, const char *path, int flags), judge_at((flags & AT_REMOVEDIR) != 0 ? "rmdir" : "unlink", false, fd, path), (fd, path, flags))
 NAMES(rmdir, (const char *path), judge_at("rmdir", false, AT_FDCWD, path), (path))
 NAMES(remove, (const char *path), judge_at("unlink", false, AT_FDCWD, path), (path))
-NAMES(mkdir, (const char *path, mode_t mode), judge_at("mkdir", true, AT_FDCWD, path), (path, mode))
-NAMES(mkdirat, (int fd, const char *path, mode_t mode), judge_at("mkdir", true, fd, path), (fd, path, mode))
+NAMES(mkdir, (const char *path, mode_t mode), judge_mkdir(AT_FDCWD, path), (path, mode))
+NAMES(mkdirat, (int fd, const char *path, mode_t mode), judge_mkdir(fd, path), (fd, path, mode))
 NAMES(symlink, (const char *text, const char *path), judge_at("symlink", true, AT_FDCWD, path), (text, path))
 NAMES(symlinkat, (const char *text, int fd, const char *path), judge_at("symlink", true, fd, path), (text, fd, path))
 NAMES(link, (const char *from, const char *to), judge_at("link", true, AT_FDCWD, from, AT_FDCWD, to), (from, to))
@@ -377,11 +389,7 @@ INTERPOSE(long, syscall, (long number, long a, long b, long c, long d, long e, l
 // An open counts where it may make or empty a file.
 static Verdict judge_open(int fd, const char *path, int flags) {
     if (!armed() || (flags & (O_CREAT | O_TRUNC)) == 0) return {};
-    struct stat status;
-    int saved = errno;
-    bool makes = fstatat(fd, path, &status, 0) != 0;
-    errno = saved;
-    return judge_at("open", makes, fd, path);
+    return judge_at("open", !exists(fd, path), fd, path);
 }
 
 #define OPEN(name, parameters, fd, call)                                                                                                                       \

@@ -14,9 +14,6 @@ class TornError(Exception):
 class Operation:
     """Something a writer does below a directory, and how to tell afterwards what it came to."""
 
-    destroys: bool = False
-    """True where the operation may remove its sources: the state of a reader's source is not asked for."""
-
     def setup(self, directory: Path) -> None:
         """Make what is there before."""
 
@@ -44,13 +41,17 @@ class Operation:
 class Creation(Operation):
     """An operation that makes something where nothing was, and refuses where something is."""
 
+    def write_next(self, directory: Path) -> None:
+        """Change what was made in some way that keeps its rows: the next writer, who tidies up."""
+
     def again(self, directory: Path, state: str) -> None:
-        """Succeed where nothing was made; refuse by FileExistsError where all was."""
+        """Succeed where nothing was made; refuse by FileExistsError where all was, and let the next writer pass."""
         try:
             self.act(directory)
         except FileExistsError:
             if state != "new":
                 raise
+            self.write_next(directory)
         else:
             if state == "new":
                 raise TornError("run once more, the operation did not notice that its result exists")

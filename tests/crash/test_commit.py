@@ -15,7 +15,7 @@ def test_directory_is_old_or_new_when_writer_is_killed(laboratory, operation, po
     """Killed before any call, a writer leaves the old directory or the new one, synced, and the next writer tidies up."""
     report = laboratory.ask("kill", operation, points=points)
 
-    assert report.faults == []
+    assert report.faults == [], report.text
     assert set(report.states) == {"old", "new"}
 
 
@@ -24,7 +24,7 @@ def test_directory_is_old_or_new_where_calls_are_lacking(laboratory, operation, 
     """Without RENAME_NOREPLACE, and without hard links, the same holds."""
     report = laboratory.ask("kill_where_refused", operation, points=points, op=op, error=errno.ENOSYS)
 
-    assert report.faults == []
+    assert report.faults == [], report.text
     assert set(report.states) == {"old", "new"}
 
 
@@ -34,7 +34,7 @@ def test_change_is_refused_where_directories_cannot_be_exchanged(laboratory, err
     report = laboratory.ask("refuse", "staging change", op="exchange", error=error)
 
     [fault] = report.errors
-    assert report.faults == []
+    assert report.faults == [], report.text
     assert report.states == ["old"]
     assert "ArchiveError" in fault.kinds
     assert "output_path" in fault.message
@@ -46,7 +46,7 @@ def test_second_writer_is_turned_away(laboratory, operation):
     """While a writer is at work, another gets an ArchiveError that says so and changes nothing."""
     report = laboratory.ask("contend", operation, points=6)
 
-    assert report.faults == []
+    assert report.faults == [], report.text
     assert len(report.errors) == 6
     assert all("ArchiveError" in fault.kinds and "another writer" in fault.message for fault in report.errors)
 
@@ -56,7 +56,7 @@ def test_staging_is_undone_when_sync_fails(laboratory, operation):
     """An I/O error of fsync before the rename is raised, and nothing of the new directory is left."""
     report = laboratory.ask("fail", operation, points=6, mode=3, error=errno.EIO, ops=["fsync"])
 
-    assert report.faults == []
+    assert report.faults == [], report.text
     assert all("OSError" in fault.kinds for fault in report.errors)
 
 
