@@ -100,18 +100,6 @@ def _bits(array: NDArray[Any]) -> NDArray[Any]:
     return array.view(f"u{array.dtype.itemsize}")
 
 
-def _raise_faults(faults: list[Ints], out: Csr, n_vars: int) -> None:
-    from scdl_gpu.kernels import cpu
-
-    for place, text in ((cpu.OUT_OF_RANGE, f"a column outside 0..{n_vars - 1}"), (cpu.DUPLICATE, "a column twice")):
-        positions = [int(found[place]) for found in faults if found[place] != cpu.OK]
-        if positions:
-            position = min(positions)
-            columns = out.indices[out.indptr[position] : out.indptr[position + 1]]
-            wrong = columns[(columns < 0) | (columns >= n_vars)] if place == cpu.OUT_OF_RANGE else columns[1:][columns[1:] == columns[:-1]]
-            raise GatherError(position, f"{text} (column {int(wrong[0])})")
-
-
 def _split(work: Callable[[int, int], None], pointers: Ints) -> None:
     """Run work(first, last) over all positions, on several threads with about as many elements each."""
     b, nnz = pointers.size - 1, int(pointers[-1])
