@@ -7,7 +7,8 @@ Knows names only; the texts are written where the fault is seen. Arguments of th
     ├── ArchiveError                  files of an archive: what is on disk is not what it should be
     │   ├── MissingFileError          ... or is not there (also a FileNotFoundError)
     │   └── HeaderSerializationError  bytes of header.sch
-    └── SourceError                   a file or matrix that is to be converted
+    ├── SourceError                   a file or matrix that is to be converted
+    └── DeviceError                   the machine: a GPU, its memory, memory of the host, libraries
 """
 
 
@@ -29,3 +30,7 @@ class HeaderSerializationError(ArchiveError):
 
 class SourceError(ScdlError):
     """A source of a conversion (h5ad, AnnData, SciPy) that cannot be converted as asked."""
+
+
+class DeviceError(ScdlError):
+    """A machine that lacks what was asked of it: a GPU, memory of it or of the host, a library."""

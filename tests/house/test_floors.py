@@ -11,18 +11,18 @@ FLOORS = {
     7: "__init__ cli compat bench",
     6: "loader collection",
     5: "dataset",
-    4: "rows",
-    3: "convert placement collate neighbors",
-    2: "archive backend order",
-    1: "kernels reader",
+    4: "rows placement",
+    3: "convert block collate neighbors",
+    2: "archive backend device order",
+    1: "kernels reader arena",
     0: "errors batch version row_dataset",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 FREE_WITHIN = {"archive", "convert", "cli"}
 THIN_OVER = {("cli", "bench")}  # `scdl-gpu bench` only hands its arguments on
 HOME_OF = {
-    "cupy": {"scdl_gpu.backend", "scdl_gpu.kernels.gpu"},
-    "cupyx": {"scdl_gpu.backend", "scdl_gpu.kernels.gpu"},
+    "cupy": {"scdl_gpu.device", "scdl_gpu.kernels.gpu"},
+    "cupyx": {"scdl_gpu.device", "scdl_gpu.kernels.gpu"},
     "kvikio": {"scdl_gpu.reader"},
 }
 

@@ -1,0 +1,211 @@
+"""One GPU: its memory, its stream, its launches, and page-locked memory that it can read.
+
+Knows torch's current stream and CuPy's runtime calls, not rows or batches. Everything that the cuda backend does to a
+device goes through the few methods of `Device`, so that tests put memory of the host and an emulator in its place.
+torch owns all memory: CuPy's pool ignores `record_stream`, and would give away what torch still reads.
+"""
+
+import contextlib
+import importlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from scdl_gpu.errors import DeviceError
+
+logger = logging.getLogger(__name__)
+
+ALIGNMENT = 128
+"""Of what kernels read: base addresses and sizes, so that aligned loads of 16 bytes stay inside."""
+PIN_BYTES = 32 << 30
+"""Page-locked at one go: drivers since r580 refuse 512 GiB, and 64 GiB is known to work."""
+PORTABLE, MAPPED = 1, 2
+"""cudaHostRegisterPortable, cudaHostRegisterMapped."""
+
+
+class Event(Protocol):
+    """A point in the order of a stream."""
+
+    def is_done(self) -> bool:
+        """Tell whether all that was enqueued before is done, without waiting."""
+
+    def wait(self) -> None:
+        """Wait until it is; counted in `Device.waits`."""
+
+
+class Device(Protocol):
+    """What the cuda backend asks of a device. Nothing waits, but `memory`, `Event.wait` and giving memory back."""
+
+    name: str
+    torch_device: torch.device
+    waits: int
+
+    def memory(self) -> tuple[int, int]:
+        """Return the free and the total bytes of the device's memory."""
+
+    def empty(self, shape: int | Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Make a tensor on the device, not initialised; torch recycles it in stream order."""
+
+    def allocate(self, size_bytes: int) -> torch.Tensor:
+        """Make (size_bytes,) uint8 on the device, rounded up to ALIGNMENT and aligned to it. Raises DeviceError."""
+
+    def staging(self, size_bytes: int) -> torch.Tensor:
+        """Make (size_bytes,) uint8 in page-locked memory of the host, aligned to at least 64 bytes. Raises DeviceError."""
+
+    def upload(self, host: torch.Tensor, device: torch.Tensor) -> None:
+        """Copy page-locked memory to the device in stream order; `host` must not change before an event recorded after it."""
+
+    def download(self, device: torch.Tensor, host: torch.Tensor) -> None:
+        """Copy from the device to page-locked memory in stream order; it is there after an event recorded after it."""
+
+    def pin(self, memory: torch.Tensor) -> int:
+        """Page-lock `memory`, (n,) uint8 from a page's begin, and return the address kernels read it at. Raises DeviceError."""
+
+    def unpin(self, memory: torch.Tensor) -> None:
+        """Undo `pin`; no kernel may be reading."""
+
+    def launch(self, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[int | float], shared_bytes: int = 0) -> None:
+        """Enqueue a kernel on torch's current stream; see kernels/gpu.py."""
+
+    def record(self) -> Event:
+        """Mark the present end of the current stream."""
+
+
+class CudaDevice:
+    """A GPU. index: torch's number of it; None is torch's current one. Raises DeviceError where it or CuPy is missing."""
+
+    def __init__(self, index: int | None = None) -> None:
+        if not torch.cuda.is_available():
+            raise DeviceError(f'torch {torch.__version__} finds no GPU; see `nvidia-smi`, or choose device="cpu"')
+        self.index = torch.cuda.current_device() if index is None else index
+        if not 0 <= self.index < torch.cuda.device_count():
+            raise DeviceError(f"cuda:{self.index} is not there: torch finds {torch.cuda.device_count()} GPUs")
+        self.torch_device = torch.device("cuda", self.index)
+        self.name = f"{self.torch_device} ({torch.cuda.get_device_name(self.index)})"
+        self.waits = 0
+        self._cupy = _cupy()
+        self._launcher = importlib.import_module("scdl_gpu.kernels.gpu").GpuLauncher()
+
+    def memory(self) -> tuple[int, int]:
+        """Return free and total bytes, after torch has given back what it keeps unused."""
+        with torch.cuda.device(self.index):
+            torch.cuda.empty_cache()  # waits
+        free, total = torch.cuda.mem_get_info(self.index)
+        return int(free), int(total)
+
+    def empty(self, shape: int | Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Make a tensor by torch's caching allocator, which aligns to 512 bytes."""
+        return torch.empty(shape, dtype=dtype, device=self.torch_device)
+
+    def allocate(self, size_bytes: int) -> torch.Tensor:
+        """Make memory by torch's caching allocator."""
+        try:
+            return self.empty(padded(size_bytes), torch.uint8)
+        except torch.OutOfMemoryError as error:
+            free, total = torch.cuda.mem_get_info(self.index)
+            raise DeviceError(
+                f"{self.name} has {size_words(free)} of {size_words(total)} free, {size_words(size_bytes)} were asked for; "
+                f'free some, or choose placement="pinned" or "host"'
+            ) from error
+
+    def staging(self, size_bytes: int) -> torch.Tensor:
+        """Make page-locked memory by torch's allocator of it, which rounds up to a power of two and recycles."""
+        try:
+            return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError as error:
+            raise DeviceError(f"the host could not page-lock {size_words(size_bytes)} for copies to {self.name}: {error}") from error
+
+    def upload(self, host: torch.Tensor, device: torch.Tensor) -> None:
+        """Enqueue the copy on the current stream."""
+        device.copy_(host, non_blocking=True)
+
+    def download(self, device: torch.Tensor, host: torch.Tensor) -> None:
+        """Enqueue the copy on the current stream."""
+        host.copy_(device, non_blocking=True)
+
+    def pin(self, memory: torch.Tensor) -> int:
+        """Register `memory` in pieces of PIN_BYTES; after a failure no piece is registered."""
+        runtime, pinned = self._cupy.cuda.runtime, []
+        with self._cupy.cuda.Device(self.index):
+            try:
+                for start, size_bytes in _pieces(memory):
+                    runtime.hostRegister(start, size_bytes, PORTABLE | MAPPED)
+                    pinned.append(start)
+                addresses = [int(runtime.pointerGetAttributes(start).devicePointer) for start in pinned]
+                _check_contiguous(addresses, pinned)
+            except (runtime.CUDARuntimeError, DeviceError) as error:
+                for start in pinned:
+                    runtime.hostUnregister(start)
+                raise DeviceError(
+                    f"the host page-locked {size_words(len(pinned) * PIN_BYTES)} of {size_words(memory.numel())} for {self.name}, "
+                    f'then failed: {error}; choose placement="host", or free memory of the host'
+                ) from error
+        return addresses[0]
+
+    def unpin(self, memory: torch.Tensor) -> None:
+        """Unregister every piece; a failure is logged, since the memory goes away all the same."""
+        runtime = self._cupy.cuda.runtime
+        with self._cupy.cuda.Device(self.index):
+            for start, _ in _pieces(memory):
+                try:
+                    runtime.hostUnregister(start)
+                except runtime.CUDARuntimeError as error:
+                    logger.warning("%s: page-locked memory at %#x could not be released: %s", self.name, start, error)
+
+    def launch(self, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[int | float], shared_bytes: int = 0) -> None:
+        """Enqueue a kernel on torch's current stream of this device."""
+        with torch.cuda.device(self.index):
+            self._launcher.launch(name, grid, block, args, shared_bytes)
+
+    def record(self) -> Event:
+        """Record an event on torch's current stream of this device."""
+        return _CudaEvent(self)
+
+
+class _CudaEvent:
+    def __init__(self, device: CudaDevice) -> None:
+        self._device, self._event = device, torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event.record(torch.cuda.current_stream(device.index))
+
+    def is_done(self) -> bool:
+        return bool(self._event.query())  # type: ignore[no-untyped-call]
+
+    def wait(self) -> None:
+        self._device.waits += 1
+        self._event.synchronize()  # waits
+
+
+def padded(size_bytes: int) -> int:
+    """Round up to a multiple of ALIGNMENT."""
+    return -(-size_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def size_words(size_bytes: int) -> str:
+    """Write a size for people, such as 1.2 GiB."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:,.{0 if unit == 'bytes' else 1}f} {unit}"
+        size_bytes /= 1024  # type: ignore[assignment]
+    return f"{size_bytes:,.1f} GiB"
+
+
+def _pieces(memory: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """Give address and size of what is registered at one go."""
+    for start in range(0, memory.numel(), PIN_BYTES):
+        yield memory.data_ptr() + start, min(PIN_BYTES, memory.numel() - start)
+
+
+def _check_contiguous(addresses: list[int], pinned: list[int]) -> None:
+    """Raise DeviceError unless the device sees the pieces in one stretch, as every machine with unified addresses does."""
+    if any(address - addresses[0] != start - pinned[0] for address, start in zip(addresses, pinned, strict=True)):
+        raise DeviceError("the device sees the pieces of page-locked memory apart from each other")
+
+
+def _cupy() -> Any:
+    """Import CuPy. Raises DeviceError saying what to install."""
+    with contextlib.suppress(ImportError):
+        return importlib.import_module("cupy")
+    extra = f"cuda{(torch.version.cuda or '13').split('.')[0]}"
+    raise DeviceError(f'CuPy cannot be imported: pip install "scdl-gpu[{extra}]"')

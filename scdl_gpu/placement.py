@@ -1,0 +1,235 @@
+"""What fits where, and the memory that holds the rows.
+
+Knows sizes, budgets and the table of shards that kernels read, not rows of a batch. Columns and values of every archive
+lie in one block, in their stored dtypes; row pointers stay on the host, where the lengths of a batch are needed before
+its launch: 8 bytes a row that no GPU has to hold.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+import torch
+
+from scdl_gpu.archive.raw import RawArchive
+from scdl_gpu.arena import Arena, available_bytes
+from scdl_gpu.block import Bounced, InPlace, Layout, Progress, fill
+from scdl_gpu.device import ALIGNMENT, Device, size_words
+from scdl_gpu.errors import DeviceError
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["device", "pinned", "host"]
+
+PLACEMENTS = ("auto", "device", "pinned", "host")
+RESERVE_BYTES = 4 << 30
+"""Of the device's free memory, left to the model where no budget is given."""
+SHARD = np.dtype(
+    [
+        ("indices", "<u8"),
+        ("data", "<u8"),
+        ("nnz", "<u8"),
+        ("index_bytes", "<u4"),
+        ("kind", "<u4"),
+        ("is_sorted", "<u4"),
+        ("reserved", "<u4"),
+    ]
+)
+"""One entry of the table of shards, as kernels/common.cuh has it."""
+KINDS = {name: kind for kind, name in enumerate(("uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"))}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where rows of `size_bytes` are to lie, and why."""
+
+    kind: Kind
+    size_bytes: int
+    why: str
+
+
+def choose(
+    archives: Sequence[RawArchive],
+    device: Device | None,
+    *,
+    placement: str = "auto",
+    windows: bool | None = None,
+    memory_budget: float | None = None,
+    host_budget: float | None = None,
+    output_bytes: int = 0,
+) -> Plan:
+    """Choose the placement of `archives` for `device`, None being the CPU.
+
+    memory_budget, host_budget: bytes as an int, or a fraction of what is free as a float; None: what is free on the device
+    less 4 GiB, or less `output_bytes` (what batches need) if that is more, and half of what the host has available.
+    windows: False demands rows that are all resident. A step down from the device is logged as a warning.
+    Raises ValueError for arguments, DeviceError with the sizes where the rows do not fit.
+    """
+    if placement not in PLACEMENTS:
+        raise ValueError(f"placement {placement!r} is unknown, expected one of {', '.join(PLACEMENTS)}")
+    if windows:
+        raise ValueError("streaming windows are not part of this version; leave out windows=True")
+    if device is None and placement in ("device", "pinned"):
+        raise ValueError(f'placement={placement!r} needs a GPU; on the CPU rows lie in the page cache: placement="host" or "auto"')
+    layout = Layout(archives)
+    size_bytes = layout.size_bytes
+    host = _host_room(layout, host_budget, is_shared=device is not None)
+    if device is None:
+        return _choose_host(size_bytes, host, must_fit=windows is False)
+    room = _device_room(device, memory_budget, output_bytes)
+    if placement == "device" or (placement == "auto" and room.holds(size_bytes)):
+        return Plan("device", size_bytes, room.fit(size_bytes, 'placement="pinned", or raise memory_budget'))
+    if placement == "pinned":
+        return Plan("pinned", size_bytes, host.fit(size_bytes, 'placement="host", or raise host_budget'))
+    if placement == "host":
+        return _choose_host(size_bytes, host, must_fit=windows is False)
+    if host.holds(size_bytes):
+        why = f"{room.miss(size_bytes)}; {host.fit(size_bytes, '')}"
+        logger.warning("rows are placed in page-locked memory of the host, and every batch comes over the bus: %s", why)
+        return Plan("pinned", size_bytes, why)
+    logger.warning("batches are assembled on the CPU: %s", room.miss(size_bytes))
+    return _choose_host(size_bytes, host, must_fit=windows is False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """What a budget allows of some memory."""
+
+    limit: int
+    words: str
+
+    def holds(self, size_bytes: int) -> bool:
+        return size_bytes <= self.limit
+
+    def miss(self, size_bytes: int) -> str:
+        return f"{size_words(size_bytes)} of rows exceed {self.words}"
+
+    def fit(self, size_bytes: int, cure: str) -> str:
+        """Say that the rows fit; raise DeviceError naming the sizes where they do not."""
+        if self.holds(size_bytes):
+            return f"{size_words(size_bytes)} of rows fit {self.words}"
+        raise DeviceError(f"{self.miss(size_bytes)}; choose {cure}")
+
+
+def _device_room(device: Device, budget: float | None, output_bytes: int) -> _Room:
+    free, total = device.memory()
+    limit = _budget_bytes("memory_budget", budget, free)
+    if limit is None:
+        limit = max(0, free - max(RESERVE_BYTES, output_bytes))
+    return _Room(limit, f"the budget of {size_words(limit)} on {device.name}, {size_words(free)} of {size_words(total)} being free")
+
+
+def _host_room(layout: Layout, budget: float | None, *, is_shared: bool) -> _Room:
+    free = available_bytes()
+    if is_shared and Arena.exists(layout.arena_bytes, layout.name()):  # pinned by another rank: this one needs nothing more
+        return _Room(layout.size_bytes, "the memory that other processes hold them in")
+    limit = _budget_bytes("host_budget", budget, free)
+    limit = free // 2 if limit is None else limit
+    return _Room(limit, f"the budget of {size_words(limit)} on the host, {size_words(free)} being available")
+
+
+def _budget_bytes(name: str, budget: float | None, free: int) -> int | None:
+    if budget is None:
+        return None
+    if isinstance(budget, bool) or budget < 0 or (isinstance(budget, float) and budget > 1):
+        raise ValueError(f"{name} is {budget!r}, expected bytes as an int, or a fraction of what is free as a float in 0..1")
+    return int(budget * free) if isinstance(budget, float) else int(budget)
+
+
+def _choose_host(size_bytes: int, host: _Room, *, must_fit: bool) -> Plan:
+    """Place rows in the page cache, which also serves what does not fit, from the disk; `must_fit` refuses that."""
+    if host.holds(size_bytes) or must_fit:
+        return Plan("host", size_bytes, host.fit(size_bytes, "windows=None to read from the disk what the page cache cannot keep"))
+    logger.warning("%s: what the page cache cannot keep is read from the disk, and shuffled batches wait for it", host.miss(size_bytes))
+    return Plan("host", size_bytes, f"{host.miss(size_bytes)}, the rest is read from the disk")
+
+
+class Placed:
+    """Rows in place. table: for kernels, one SHARD an archive, on the device as uint8; None on the host. Closed once."""
+
+    def __init__(self, plan: Plan, table: torch.Tensor | None = None, release: Callable[[], None] = lambda: None) -> None:
+        self.plan, self.kind, self.table = plan, plan.kind, table
+        self._release: Callable[[], None] | None = release
+
+    def close(self) -> None:
+        """Wait for what still reads the rows, and give their memory back; harmless when repeated."""
+        release, self._release, self.table = self._release, None, None
+        if release is not None:
+            release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def place(archives: Sequence[RawArchive], plan: Plan, device: Device | None, *, progress: Progress = lambda _: None) -> Placed:
+    """Bring `archives` to where `plan` says, checking every row; returns when they are there.
+
+    progress: called with bytes after each piece. Pinned rows are shared by the processes of a node: the first fills them.
+    Raises ArchiveError at the first faulty row, DeviceError where memory runs out; then nothing is left in memory.
+    """
+    if plan.kind == "host" or device is None:
+        return Placed(plan)
+    layout = Layout(archives)
+    with ExitStack() as stack:
+        try:
+            base, is_sorted = (_place_on_device if plan.kind == "device" else _place_pinned)(layout, device, stack, progress)
+            table = _upload_table(layout, base, is_sorted, device)
+        except DeviceError as error:
+            raise DeviceError(f"{size_words(layout.size_bytes)} of rows could not be placed ({plan.kind}): {error}") from error
+        stack.callback(lambda: device.record().wait())  # waits, before memory goes away that kernels may be reading
+        release = stack.pop_all().close
+    return Placed(plan, table, release)
+
+
+def _place_on_device(layout: Layout, device: Device, stack: ExitStack, progress: Progress) -> tuple[int, list[bool]]:
+    """Copy the rows into memory of the device; return its address, and for each archive whether its rows ascend."""
+    sink = Bounced(device, layout.size_bytes)
+    stack.callback(sink.clear)
+    is_sorted = fill(layout, sink, progress)
+    device.record().wait()  # waits, once: whatever stream launches later finds the rows
+    return sink.block.data_ptr(), is_sorted
+
+
+def _place_pinned(layout: Layout, device: Device, stack: ExitStack, progress: Progress) -> tuple[int, list[bool]]:
+    """Fill the arena of these archives, unless another process did, and page-lock it; processes do so one after the other."""
+    try:
+        arena = Arena(layout.arena_bytes, layout.name())
+    except OSError as error:
+        raise DeviceError(f'the host has no memory for it: {error}; choose placement="host"') from error
+    stack.callback(arena.close)
+    flags = arena.memory[layout.size_bytes :].numpy()
+    with arena.locked():
+        if arena.is_sealed:
+            progress(layout.size_bytes)
+        else:
+            flags[:] = fill(layout, InPlace(arena.memory), progress)
+            arena.seal()
+        base = device.pin(arena.memory)
+    stack.callback(device.unpin, arena.memory)
+    return base, [bool(flag) for flag in flags]
+
+
+def _upload_table(layout: Layout, base: int, is_sorted: list[bool], device: Device) -> torch.Tensor:
+    if base % ALIGNMENT:
+        raise DeviceError(f"memory of {device.name} begins at {base:#x}, expected a multiple of {ALIGNMENT}")
+    table = np.zeros(len(layout.numbers), SHARD)
+    for entry, number in zip(table, layout.numbers, strict=True):
+        archive, place = layout.archives[number], layout.places[number]
+        entry["indices"], entry["data"], entry["nnz"] = base + place.indices, base + place.data, archive.nnz
+        entry["index_bytes"], entry["kind"], entry["is_sorted"] = (
+            archive.indices.itemsize,
+            KINDS[archive.data.dtype.name],
+            is_sorted[number],
+        )
+    host, uploaded = device.staging(table.nbytes), device.allocate(table.nbytes)
+    host.numpy()[:] = table.view(np.uint8)
+    device.upload(host, uploaded[: table.nbytes])
+    device.record().wait()  # waits, once
+    return uploaded

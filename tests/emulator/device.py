@@ -1,0 +1,128 @@
+"""A device made of memory of the host and the emulator: the cuda backend runs on it in every test.
+
+Knows what a GPU does with memory and order, as far as Python can see it: uploads happen as late as a stream may make
+them, memory runs out, what is not initialised is rubbish, and every allocation ends where it ends.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from emulator import memory
+from emulator.launcher import Emulator
+
+from scdl_gpu.device import ALIGNMENT, padded
+from scdl_gpu.errors import DeviceError
+
+
+class EmulatedDevice:
+    """A Device for tests. total_bytes: size of its memory; launcher: starts kernels, by default an Emulator.
+
+    waits, launches: how many there were. allocated_bytes, pinned: what is held now. fail_pin: let the next `pin` fail.
+    """
+
+    def __init__(self, total_bytes: int = 1 << 30, *, launcher: Any = None) -> None:
+        self.name, self.torch_device = "emulated", torch.device("cpu")
+        self.total_bytes, self.allocated_bytes = total_bytes, 0
+        self.waits = self.launches = 0
+        self.pinned: dict[int, int] = {}
+        self.fail_pin = False
+        self._launcher = launcher or Emulator()
+        self._enqueued: list[Callable[[], Any]] = []
+        self._n_done = 0
+
+    def memory(self) -> tuple[int, int]:
+        """Return free and total bytes."""
+        return self.total_bytes - self.allocated_bytes, self.total_bytes
+
+    def empty(self, shape: int | Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Make a tensor full of rubbish in a block of its own."""
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        return self._take(n_bytes, 1)[:n_bytes].view(dtype).reshape(shape)
+
+    def allocate(self, size_bytes: int) -> torch.Tensor:
+        """Make padded memory; raises DeviceError beyond `total_bytes`."""
+        return self._take(padded(size_bytes), ALIGNMENT)
+
+    def _take(self, size_bytes: int, padded_to: int) -> torch.Tensor:
+        if size_bytes > self.total_bytes - self.allocated_bytes:
+            raise DeviceError(f"emulated has {self.memory()[0]} bytes free, {size_bytes} were asked for")
+        array = memory.empty(size_bytes, np.uint8, padded_to=padded_to)
+        self.allocated_bytes += size_bytes
+        weakref.finalize(array, self._give, size_bytes)
+        return torch.from_numpy(array)
+
+    def _give(self, size_bytes: int) -> None:
+        self.allocated_bytes -= size_bytes
+
+    def staging(self, size_bytes: int) -> torch.Tensor:
+        """Make memory of the host, full of rubbish."""
+        return torch.from_numpy(memory.empty(size_bytes, np.uint8))
+
+    def upload(self, host: torch.Tensor, device: torch.Tensor) -> None:
+        """Enqueue a copy, which happens when somebody waits for it or a kernel is launched after it."""
+        _check_alike(host, device)
+        self._enqueued.append(lambda: device.copy_(host))
+
+    def download(self, device: torch.Tensor, host: torch.Tensor) -> None:
+        """Enqueue a copy, as `upload` does."""
+        self.upload(device, host)
+
+    def pin(self, memory: torch.Tensor) -> int:
+        """Note that the memory is page-locked."""
+        if memory.data_ptr() % 4096:
+            raise DeviceError(f"memory at {memory.data_ptr():#x} does not begin a page")
+        if self.fail_pin:
+            self.fail_pin = False
+            raise DeviceError("emulated cannot page-lock more")
+        self.pinned[memory.data_ptr()] = memory.numel()
+        return memory.data_ptr()
+
+    def unpin(self, memory: torch.Tensor) -> None:
+        """Note that it is not any more; KeyError where it was not."""
+        del self.pinned[memory.data_ptr()]
+
+    def launch(self, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[int | float], shared_bytes: int = 0) -> None:
+        """Run a kernel on the emulator, after what was enqueued before it."""
+        self.flush(len(self._enqueued))
+        self.launches += 1
+        self._launcher.launch(name, grid, block, args, shared_bytes)
+
+    def record(self) -> "EmulatedEvent":
+        """Mark the end of what is enqueued."""
+        return EmulatedEvent(self, self._n_done + len(self._enqueued))
+
+    def flush(self, n: int) -> None:
+        """Do the first n of what is enqueued."""
+        for _ in range(n):
+            self._enqueued.pop(0)()
+            self._n_done += 1
+
+    @property
+    def n_done(self) -> int:
+        """How much of all that was ever enqueued is done."""
+        return self._n_done
+
+
+class EmulatedEvent:
+    """A point in the order of an EmulatedDevice."""
+
+    def __init__(self, device: EmulatedDevice, position: int) -> None:
+        self._device, self._position = device, position
+
+    def is_done(self) -> bool:
+        """Tell whether all before it is done."""
+        return self._device.n_done >= self._position
+
+    def wait(self) -> None:
+        """Do what is enqueued before it."""
+        self._device.waits += 1
+        self._device.flush(max(0, self._position - self._device.n_done))
+
+
+def _check_alike(source: torch.Tensor, target: torch.Tensor) -> None:
+    if source.shape != target.shape or source.dtype != target.dtype or not (source.is_contiguous() and target.is_contiguous()):
+        raise ValueError(f"a copy from {source.shape} {source.dtype} to {target.shape} {target.dtype}; expected alike and contiguous")
