@@ -9,27 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from scdl_gpu.archive.blocks import Block, FileBlock, JoinedBlock
+from scdl_gpu.archive.blocks import FileBlock, JoinedBlock
 from scdl_gpu.archive.column_files import KEY
 from scdl_gpu.archive.columns import CodedColumn, Column
 from scdl_gpu.archive.features import RowFeatureIndex
 
 
 def kinds(index: RowFeatureIndex) -> dict[str, str]:
-    """Return what each column of an index is, by name, in order of first appearance; " / " between what blocks differ in."""
+    """Return what each column of an index is, by name, in order of first appearance; " / " between what blocks differ in.
+
+    Categories are counted where there is one block: how many all blocks have together, their footers do not tell.
+    """
+    blocks = [part for block in index.blocks for part in (block.parts if isinstance(block, JoinedBlock) else (block,))]
     found: dict[str, dict[str, None]] = {}
-    for block in index.blocks:
+    for block in blocks:
         for name in block.columns:
-            found.setdefault(name, {})[_kind(block, name)] = None
+            word = _of_field(block.field(name)) if isinstance(block, FileBlock) else _of_column(block.column(name))
+            found.setdefault(name, {})[word if len(blocks) == 1 else word.split(" of ")[0]] = None
     return {name: " / ".join(words) for name, words in found.items()}
-
-
-def _kind(block: Block, name: str) -> str:
-    if isinstance(block, JoinedBlock):
-        return " / ".join(dict.fromkeys(_kind(part, name) for part in block.parts))
-    if isinstance(block, FileBlock):
-        return _of_field(block.field(name))
-    return _of_column(block.column(name))
 
 
 def _of_field(field: Any) -> str:

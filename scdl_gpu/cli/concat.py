@@ -57,9 +57,10 @@ def _joined_dtype(archives: list["RawArchive"]) -> str:
         return determine_dtype(dtypes)
     except ValueError as error:
         found = ", ".join(f"{archive.path}: {dtype}" for archive, dtype in zip(archives, dtypes, strict=True))
+        integers = next(archive for archive, dtype in zip(archives, dtypes, strict=True) if dtype.startswith("uint"))
         raise ValueError(
             f"Cannot merge datasets with a mix of int and float dtypes for data: {found}; bring them to one family first, "
-            f"e.g. `scdl-gpu convert {archives[0].path} NEW --data-dtype {_common(dtypes)}`"
+            f"e.g. `scdl-gpu convert {integers.path} NEW --data-dtype {_common(dtypes)}`"
         ) from error
 
 

@@ -6,12 +6,13 @@ elsewhere. `scdl-gpu convert` is the better command where no script depends on t
 """
 
 import shutil
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from scdl_gpu.cli.report import DTYPE_HELP, FAULTS, SETTINGS, DataDtype, VersionOption, complain, reported
+from scdl_gpu.cli.report import DTYPE_HELP, FAULTS, SETTINGS, DataDtype, VersionOption, complain, reported, tell
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, context_settings=SETTINGS)
 
@@ -42,7 +43,9 @@ def convert_h5ad_to_scdl(
     """  # noqa: D301
     with reported():
         from scdl_gpu.archive.commit import Staging
+        from scdl_gpu.cli.convert import summary
 
+        start = time.perf_counter()
         with Staging.create(save_path) as staging:
             _convert(
                 data_path,
@@ -57,11 +60,15 @@ def convert_h5ad_to_scdl(
                     "use_X_not_raw": use_X_not_raw,
                 },
             )
+        tell(summary(save_path, time.perf_counter() - start))
 
 
 def _convert(data_path: Path, directory: Path, neighbors: dict[str, Any], options: dict[str, Any]) -> None:
     """Convert all files below `data_path` into one archive in `directory`."""
+    from scdl_gpu.archive.change import join_into
+    from scdl_gpu.archive.join import size_bytes
     from scdl_gpu.collection import SingleCellCollection
+    from scdl_gpu.convert.write import progress_bar
 
     parts, whole = directory / "parts", directory / "whole"
     collection = SingleCellCollection(parts, **neighbors)
@@ -72,11 +79,14 @@ def _convert(data_path: Path, directory: Path, neighbors: dict[str, Any], option
             raise
         complain("error", error)
         raise typer.Exit(1) from error
-    if len(collection.fname_to_mmap) == 1:
-        next(iter(collection.fname_to_mmap)).rename(whole)
-        shutil.rmtree(parts)
+    archives = [dataset.archive for dataset in collection.fname_to_mmap.values()]
+    if len(archives) == 1:
+        archives[0].path.rename(whole)
     else:
-        collection.flatten(whole, destroy_on_copy=True)
+        data_dtype = options["data_dtype"] or "float32"
+        with progress_bar(size_bytes(archives, data_dtype), "B", "join", None) as bar:
+            join_into(archives, whole, data_dtype=data_dtype, progress=bar.update)
+    shutil.rmtree(parts)
     for file in list(whole.iterdir()):
         file.rename(directory / file.name)
     whole.rmdir()

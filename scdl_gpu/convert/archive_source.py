@@ -6,7 +6,6 @@ wrap; that costs a conversion per value, and the dtype to store is found as for 
 """
 
 import os
-import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,9 +147,11 @@ def _copy_neighbors(archive: RawArchive, directory: Path) -> dict[str, Any]:
 
 
 def _copy_extras(archive: RawArchive, directory: Path) -> None:
-    """Copy the files of obsm and obsp, which metadata.json goes on naming."""
-    files = [vectors_file(key) for key in archive.obsm]
-    files += [f"{graph_directory(key)}/{name}" for key in archive.obsp for name in GRAPH_FILES]
-    for name in files:
+    """Write obsm and obsp, which metadata.json goes on naming, from their maps: the archive may be exchanged meanwhile."""
+    arrays = {vectors_file(key): array for key, array in archive.obsm.items()}
+    for key, graph in archive.obsp.items():
+        names = (f"{graph_directory(key)}/{name}" for name in GRAPH_FILES)
+        arrays |= dict(zip(names, (graph.indptr, graph.indices, graph.data), strict=True))
+    for name, array in arrays.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(archive.path / name, directory / name)
+        np.save(directory / name, array, allow_pickle=False)
