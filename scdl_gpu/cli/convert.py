@@ -16,6 +16,8 @@ from scdl_gpu.cli.report import DTYPE_HELP, DataDtype, StoredDtypeOption, report
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from scdl_gpu.convert.archive import Options
+
 
 def _matrix(x: str) -> str:
     if x not in ("auto", "X", "raw") and not (x.startswith("layers/") and len(x) > len("layers/")):
@@ -23,42 +25,52 @@ def _matrix(x: str) -> str:
     return x
 
 
+Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE", help="h5ad files, directories of them, archives.")]
+Target = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Where the new archive goes; nothing may be there yet.")]
+MatrixOption = Annotated[
+    str, typer.Option("--x", callback=_matrix, metavar="auto|X|raw|layers/NAME", help="auto: raw where present, else X.")
+]
+DtypeOption = Annotated[
+    DataDtype | None, typer.Option(metavar="DTYPE", help=DTYPE_HELP, show_default="the narrowest that holds every value exactly")
+]
+ToleranceOption = Annotated[
+    float, typer.Option(metavar="DIFFERENCE", min=0, help="Largest difference accepted between a value and what is stored for it.")
+]
+ObsmOption = Annotated[list[str] | None, typer.Option(metavar="KEY", help="Also keep this array of obsm; may be repeated.")]
+ObspOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY", help="Also keep this graph of obsp; may be repeated. The first becomes the neighbour graph."),
+]
+NoObsOption = Annotated[bool, typer.Option("--no-obs", help="Of obs keep the names of the cells only.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Processes that convert files side by side.", show_default="one per core")
+]
+CanonicalOption = Annotated[
+    bool,
+    typer.Option(
+        "--canonical/--as-stored", help="Sort columns, sum duplicates and drop zeros, or store every row exactly as the source has it."
+    ),
+]
+
+
 def convert(
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="h5ad files, directories of them, archives.")],
-    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Where the new archive goes; nothing may be there yet.")],
-    x: Annotated[
-        str, typer.Option("--x", callback=_matrix, metavar="auto|X|raw|layers/NAME", help="auto: raw where present, else X.")
-    ] = "auto",
-    data_dtype: Annotated[
-        DataDtype | None,
-        typer.Option(metavar="DTYPE", help=DTYPE_HELP, show_default="the narrowest that holds every value exactly"),
-    ] = None,
-    tolerance: Annotated[
-        float, typer.Option(metavar="DIFFERENCE", min=0, help="Largest difference accepted between a value and what is stored for it.")
-    ] = 0.0,
-    obsm: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Also keep this array of obsm; may be repeated.")] = None,
-    obsp: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY", help="Also keep this graph of obsp; may be repeated. The first becomes the neighbour graph."),
-    ] = None,
-    no_obs: Annotated[bool, typer.Option("--no-obs", help="Of obs keep the names of the cells only.")] = False,
-    workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Processes that convert files side by side.", show_default="one per core")
-    ] = None,
-    canonical: Annotated[
-        bool,
-        typer.Option(
-            "--canonical/--as-stored", help="Sort columns, sum duplicates and drop zeros, or store every row exactly as the source has it."
-        ),
-    ] = True,
+    sources: Sources,
+    archive: Target,
+    x: MatrixOption = "auto",
+    data_dtype: DtypeOption = None,
+    tolerance: ToleranceOption = 0.0,
+    obsm: ObsmOption = None,
+    obsp: ObspOption = None,
+    no_obs: NoObsOption = False,
+    workers: WorkersOption = None,
+    canonical: CanonicalOption = True,
     stored_dtype: StoredDtypeOption = None,
 ) -> None:
     """Convert h5ad files into one archive.
 
     Several sources become one archive, in the order given. Of a directory all *.h5ad files below it are taken, sorted
-    by path. Genes may differ from file to file. Memory does not
-    grow with the files; nothing is at ARCHIVE until everything is. An archive as a source is written anew, with all it
-    has: in canonical form, or in another dtype.
+    by path. Genes may differ from file to file. Memory does not grow with the files; nothing is at ARCHIVE until
+    everything is. An archive as a source is written anew, with all it has: in canonical form, or in another dtype.
 
     \b
     scdl-gpu convert pbmc.h5ad pbmc
@@ -68,25 +80,30 @@ def convert(
     scdl-gpu convert old new --data-dtype float32
     """  # noqa: D301
     with reported():
-        from scdl_gpu.convert import sources_of
         from scdl_gpu.convert.archive import Options
-        from scdl_gpu.convert.archive import convert as convert_all
 
         start = time.perf_counter()
         refuse_existing(archive)
         options = Options(
             x=x,
-            data_dtype=data_dtype or "auto",
+            data_dtype="auto" if data_dtype is None else data_dtype.value,
             tolerance=tolerance,
             canonical=canonical,
             obs=not no_obs,
             obsm=tuple(dict.fromkeys(obsm or ())),
             obsp=tuple(dict.fromkeys(obsp or ())),
-            stored_dtype=stored_dtype,
+            stored_dtype=None if stored_dtype is None else stored_dtype.value,
         )
-        with _executor(workers) as executor:
-            convert_all(sources_of(sources), archive, options, executor)
+        _convert(sources, archive, options, workers)
         tell(summary(archive, time.perf_counter() - start))
+
+
+def _convert(sources: list[Path], archive: Path, options: "Options", workers: int | None) -> None:
+    from scdl_gpu.convert import sources_of
+    from scdl_gpu.convert.archive import convert as convert_all
+
+    with _executor(workers) as executor:
+        convert_all(sources_of(sources), archive, options, executor)
 
 
 def refuse_existing(path: Path) -> None:

@@ -54,7 +54,7 @@ def convert_h5ad_to_scdl(
                 {
                     "max_workers": num_workers,
                     "use_processes": use_mp,
-                    "data_dtype": data_dtype,
+                    "data_dtype": None if data_dtype is None else data_dtype.value,
                     "paginated_load_cutoff": paginated_load_cutoff,
                     "load_block_row_size": load_block_row_size,
                     "use_X_not_raw": use_X_not_raw,
