@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 
 SEALED = b"scdl_gpu: sealed"
@@ -39,7 +40,7 @@ class Arena:
             raise
         with contextlib.suppress(OSError):  # a hint: kernels without huge pages for shared memory refuse it
             self._map.madvise(mmap.MADV_HUGEPAGE)
-        self.memory = torch.frombuffer(self._map, dtype=torch.uint8, count=size_bytes) if size_bytes else torch.empty(0, dtype=torch.uint8)
+        self.memory = torch.from_numpy(np.frombuffer(self._map, np.uint8, size_bytes))  # torch.frombuffer would not keep it mapped
 
     @staticmethod
     def exists(size_bytes: int, name: str) -> bool:
@@ -72,7 +73,7 @@ class Arena:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd, self.memory = -1, torch.empty(0, dtype=torch.uint8)
-            with contextlib.suppress(BufferError):  # somebody still holds a view: unmapped with it
+            with contextlib.suppress(BufferError):  # somebody holds a view: unmapped with the last of them
                 self._map.close()
 
 
