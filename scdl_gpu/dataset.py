@@ -108,7 +108,7 @@ class SingleCellMemMapDataset(ArchiveRows):
             if self.mode == Mode.CREATE_APPEND:
                 self._adopt(open_raw(Path(self.data_path), writable=True))
         elif isinstance(num_elements, int) and isinstance(num_rows, int):
-            self._adopt(change.create_empty(self._stage().directory, num_rows, num_elements, self.dtypes), saved=False)
+            self._adopt(change.create_empty(self._stage().directory, num_rows, num_elements, self.dtypes))
             self.mode = Mode.CREATE_APPEND
         else:
             raise ValueError(
@@ -125,10 +125,14 @@ class SingleCellMemMapDataset(ArchiveRows):
         """
         if not os.path.lexists(stored_path):
             raise FileNotFoundError(f"The specified data path does not exist: {stored_path}")
-        archive = open_raw(Path(stored_path), data_dtype=self._data_dtype)
+        self._read(stored_path, warn=True)
+
+    def _read(self, path: str | os.PathLike[str], *, warn: bool = False) -> None:
+        """Open the archive at `path` in place of what this object reads; `warn` where it has no neighbours and they are asked for."""
+        archive = open_raw(Path(path), data_dtype=self._data_dtype)
         self._drop_staging()
-        self.data_path, self.mode, self._canonical = stored_path, Mode.READ_APPEND, None
-        self._adopt(archive)
+        self.data_path, self.mode, self._canonical = path, Mode.READ_APPEND, None
+        self._adopt(archive, warn=warn)
 
     def load_h5ad(self, anndata_path: str | os.PathLike[str]) -> None:
         """Convert an h5ad file into this dataset, which must hold no rows yet; rows are stored exactly as they are there.
@@ -174,7 +178,7 @@ class SingleCellMemMapDataset(ArchiveRows):
                 var, obs, written_from = source.var(), source.obs(), source.x
             archive = change.open_staged(directory, {**self.dtypes, **written.dtypes})
             metadata = {"x": written_from, "source": [str(h5ad)], **extra}
-            self._adopt(dataclasses.replace(archive, metadata=metadata), saved=False)
+            self._adopt(dataclasses.replace(archive, metadata=metadata))
         except MissingMatrixError as error:
             self._drop_staging()
             raise ValueError(_missing_matrix(self.use_X_not_raw, error)) from error
@@ -238,7 +242,7 @@ class SingleCellMemMapDataset(ArchiveRows):
             canonical = self._archive.canonical if not self.data.flags.writeable else self._check_filled()
             _flush(self._archive)
             change.describe(Path(self.data_path), self._archive, canonical=canonical)
-            self.load(self.data_path)
+            self._read(self.data_path)
         if output_path is not None:
             change.copy(self._archive, Path(output_path))
         return True
@@ -258,7 +262,7 @@ class SingleCellMemMapDataset(ArchiveRows):
             extra=self.metadata,
         )
         staging.commit()
-        self.load(self.data_path)
+        self._read(self.data_path)
 
     def _check_described(self) -> None:
         """Raise ValueError unless the features describe every row, or none."""
@@ -298,7 +302,7 @@ class SingleCellMemMapDataset(ArchiveRows):
                 stacklevel=2,
             )
         self._data_dtype = None
-        self.load(self.data_path)
+        self._read(self.data_path)
 
     def concat(
         self,
@@ -334,7 +338,7 @@ class SingleCellMemMapDataset(ArchiveRows):
         archives = [dataset.archive for dataset in datasets]
         change.join_into(archives, Path(target), data_dtype=joined_dtype(datasets), replace=output_path is None)
         self._data_dtype = None
-        self.load(target)
+        self._read(target)
         if destroy_on_copy:
             for source in sources - {place}:
                 remove(source)

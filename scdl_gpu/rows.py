@@ -51,8 +51,8 @@ class ArchiveRows(SingleCellRowDataset):
     fallback_to_identity: bool
     dtypes: dict[str, str]
 
-    def _adopt(self, archive: RawArchive, *, saved: bool = True) -> None:
-        """Make `archive` what this dataset reads."""
+    def _adopt(self, archive: RawArchive, *, warn: bool = False) -> None:
+        """Make `archive` what this dataset reads; `warn` where neighbours are asked for and it has none."""
         self._archive = archive
         self.header: SCDLHeader | None = archive.header
         self.metadata: dict[str, Any] = archive.metadata
@@ -67,12 +67,12 @@ class ArchiveRows(SingleCellRowDataset):
         graph = archive.neighbors if self.load_neighbors else None
         if graph is not None:
             graph.check(archive.path / NEIGHBOR_FILES[0], archive.n_rows)
-        elif self.load_neighbors and saved:
+        elif self.load_neighbors and warn:
             warnings.warn(
                 f"Neighbor loading was requested but neighbor files are missing in {self.data_path}; "
                 f"convert the source with load_neighbors=True and the neighbor_key of its .obsp",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
         self._sampler = NeighborSampler(
             graph, archive.n_rows, self.load_neighbors, self.neighbor_sampling_strategy, self.fallback_to_identity
