@@ -235,10 +235,10 @@ class SingleCellMemMapDataset(ArchiveRows):
         CSR of their features, another writer changed the archive meanwhile, or the file system refuses; the archive is
         then as it was.
         """
+        self._check_described()
         if self._staging is not None:
             self._commit()
         elif output_path is None or self.data.flags.writeable:
-            self._check_described()
             canonical = self._archive.canonical if not self.data.flags.writeable else self._check_filled()
             _flush(self._archive)
             change.describe(Path(self.data_path), self._archive, canonical=canonical)
@@ -249,7 +249,6 @@ class SingleCellMemMapDataset(ArchiveRows):
 
     def _commit(self) -> None:
         """Put a staged archive in place and read it from there."""
-        self._check_described()
         canonical = self._check_filled() if self._canonical is None else self._canonical
         staging = self._stage()
         _flush(self._archive)
@@ -293,16 +292,17 @@ class SingleCellMemMapDataset(ArchiveRows):
         if dtype not in INT_ORDER + FLOAT_ORDER:
             raise ValueError(f"Cannot cast data to {dtype!r}; expected one of {INT_ORDER + FLOAT_ORDER}")
         self._saved("cast_data_to_dtype")
+        before = self.dtypes[DATA]
         difference = change.cast(Path(self.data_path), self._archive, dtype)
+        self._data_dtype = None
+        self._read(self.data_path)
         if difference > self.data_dtype_tolerance:
             warnings.warn(
                 f"Downcasted data values for '{DATA}' are not close to original values. Max abs diff: {difference:g} "
-                f"({self.data_path} from {self.dtypes[DATA]} to {dtype}); cast to a wider dtype from the source, or accept the loss",
+                f"({self.data_path} from {before} to {dtype}); convert the source anew to a dtype that holds them, or accept the loss",
                 UserWarning,
                 stacklevel=2,
             )
-        self._data_dtype = None
-        self._read(self.data_path)
 
     def concat(
         self,

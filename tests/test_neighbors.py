@@ -128,7 +128,7 @@ def test_without_load_neighbors_there_are_none(alone: SingleCellMemMapDataset) -
     assert alone.sample_neighbor_index(0) == 0
     assert alone.get_neighbor_stats() == {"has_neighbors": False}
     for read in (alone.get_row_with_neighbor, alone.get_row_padded_with_neighbor):
-        with pytest.raises(ValueError, match="Cannot include neighbor data.*load_neighbors=True"):
+        with pytest.raises(ValueError, match=r"Cannot include neighbor data.*load_neighbors=True"):
             read(0)
 
 
@@ -196,7 +196,7 @@ def test_an_unknown_strategy_is_refused(strategy: Any, tmp_path: Path) -> None:
         SingleCellMemMapDataset(tmp_path / "none", load_neighbors=True, neighbor_sampling_strategy=strategy)
     with pytest.raises(ValueError, match="Unsupported neighbor_sampling_strategy"):
         strategy_of(strategy)
-    with pytest.raises(ValueError, match="An np.memmap path"):
+    with pytest.raises(ValueError, match=r"An np\.memmap path"):
         SingleCellMemMapDataset(tmp_path / "none", neighbor_sampling_strategy=strategy)
 
 
