@@ -236,6 +236,7 @@ class MappedTable:
             array = reader.read(columns=[name], use_threads=False).column(name)
             if len(array) != self.n_rows:
                 raise ValueError(f"{len(array):,} values, the footer promises {self.n_rows:,}")
+            array.validate(full=True)  # Arrow hands out codes beyond a dictionary whose page header is damaged, and crashes at them later
             return Column.from_arrow(field, array)
         except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise self._damaged(f"column {name!r}", error) from error

@@ -41,8 +41,10 @@ class Graph:
         """Raise ArchiveError, naming `file`, unless this is a graph of `n_rows` rows. Costs O(1)."""
         whole = self.indptr.size == n_rows + 1 and int(self.indptr[0]) == 0 and int(self.indptr[-1]) == self.indices.size == self.data.size
         if not whole:
+            names = NEIGHBOR_FILES if file.name in NEIGHBOR_FILES else GRAPH_FILES
             raise ArchiveError(
-                f"{file}: {self.indptr.size:,} pointers, {self.indices.size:,} neighbours, {self.data.size:,} weights for {n_rows:,} rows; "
+                f"{file}: {names[0]} holds {self.indptr.size:,} pointers, {names[1]} {self.indices.size:,} neighbours, "
+                f"{names[2]} {self.data.size:,} weights, for {n_rows:,} rows; "
                 f"expected {n_rows + 1:,} pointers from 0 to the number of neighbours: a graph from before rows were appended? "
                 f"convert the source anew, or open the archive without its neighbours"
             )

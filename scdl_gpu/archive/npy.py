@@ -15,7 +15,7 @@ from scdl_gpu.errors import ArchiveError, MissingFileError
 
 MAGIC = b"\x93NUMPY"
 
-HEADER = re.compile(rb"\{'descr': '([<>|=][a-zA-Z][0-9]*)', 'fortran_order': (True|False), 'shape': \(([0-9, ]*)\), \} *\n?")
+HEADER = re.compile(rb"\{'descr': '([<>|=][biufcSUVOMm][0-9]*)', 'fortran_order': (True|False), 'shape': \(([0-9, ]*)\), \} *\n?")
 
 
 def read_bytes(path: Path) -> bytes:

@@ -16,9 +16,9 @@ RELEASES = sorted(path.name for path in ARCHIVES.iterdir() if path.is_dir())
 
 
 @pytest.fixture(params=RELEASES)
-def dataset(request: pytest.FixtureRequest) -> SingleCellMemMapDataset:
-    """Open the archive of one release."""
-    return SingleCellMemMapDataset(ARCHIVES / request.param, load_neighbors=True)
+def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> SingleCellMemMapDataset:
+    """Open a copy of the archive of one release."""
+    return SingleCellMemMapDataset(shutil.copytree(ARCHIVES / request.param, tmp_path / "release"), load_neighbors=True)
 
 
 def test_the_first_release_is_there() -> None:
