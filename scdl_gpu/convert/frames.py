@@ -15,7 +15,6 @@ import h5py
 import numpy as np
 from anndata._io.specs.registry import IORegistryError
 from anndata.io import read_elem
-from numpy.typing import NDArray
 
 from scdl_gpu.archive.columns import Column
 from scdl_gpu.convert.h5array import H5_ERRORS
@@ -24,28 +23,32 @@ from scdl_gpu.errors import SourceError
 if TYPE_CHECKING:
     import pandas as pd
 
+TEXT_PIECE = 1 << 18
+
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A table: its names (the index) and its columns."""
+    """A table: its names (the index, a column of text) and its columns."""
 
-    names: NDArray[np.object_]
+    names: Any
     columns: dict[str, Column]
 
     def __len__(self) -> int:
-        return int(self.names.size)
+        return len(self.names)
 
     def features(self, index_name: str) -> dict[str, Column]:
         """Return the columns; where there are none, the names under `index_name`, as bionemo-scdl does."""
-        return self.columns or {index_name: Column.from_values(self.names)}
+        return self.columns or {index_name: self.names}
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return the table as a DataFrame, its columns in the dtypes they came with."""
         import pandas as pd
 
-        return pd.DataFrame({name: column.to_pandas() for name, column in self.columns.items()}, index=pd.Index(self.names))
+        return pd.DataFrame(
+            {name: column.to_pandas() for name, column in self.columns.items()}, index=pd.Index(self.names.to_numpy(), dtype=object)
+        )
 
 
 def frame_of(table: "pd.DataFrame", *, columns: bool = True) -> Frame:
@@ -56,14 +59,18 @@ def frame_of(table: "pd.DataFrame", *, columns: bool = True) -> Frame:
 
 def read_frame(file: h5py.File, name: str, path: Path, *, columns: bool = True) -> Frame:
     """Read the table `name` ("obs", "var", "raw/var", "raw.var") of an open h5ad."""
-    item = file.get(name)
-    if isinstance(item, h5py.Group) and item.attrs.get("encoding-version") == "0.2.0" and "column-order" in item.attrs:
-        return read_guarded(f"{path}: {name}", lambda: _read_by_column(item, columns=columns))
-    if item is None:
+    if read_guarded(f"{path}: {name}", lambda: file.get(name)) is None:
         raise SourceError(f"{path} has no {name}, which every h5ad has; write the file again with AnnData")
-    if isinstance(item, h5py.Group):
-        return frame_of(read_guarded(f"{path}: {name}", lambda: read_elem(item)), columns=columns)
-    return frame_of(_read_compound(path, name), columns=columns)
+    return read_guarded(f"{path}: {name}", lambda: _read_frame(file, name, path, columns=columns))
+
+
+def _read_frame(file: h5py.File, name: str, path: Path, *, columns: bool) -> Frame:
+    item = file[name]
+    if isinstance(item, h5py.Dataset):
+        return frame_of(_read_compound(path, name), columns=columns)
+    if item.attrs.get("encoding-version") == "0.2.0" and "column-order" in item.attrs:
+        return _read_by_column(item, columns=columns)
+    return frame_of(read_elem(item), columns=columns)
 
 
 def read_guarded(where: str, read: Callable[[], Value]) -> Value:
@@ -72,31 +79,38 @@ def read_guarded(where: str, read: Callable[[], Value]) -> Value:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return read()
-    except (*H5_ERRORS, IORegistryError, IndexError) as error:
+    except (*H5_ERRORS, IORegistryError, IndexError, RecursionError) as error:
         raise SourceError(f"{where} cannot be read: {error}; if AnnData opens the file, write it again with AnnData") from error
 
 
 def _read_by_column(group: h5py.Group, *, columns: bool) -> Frame:
     order = [str(name) for name in group.attrs["column-order"]] if columns else []
-    names = _names(read_elem(group[group.attrs["_index"]]))
-    return Frame(names, {name: Column.from_values(read_elem(group[name])) for name in order})
+    names = _names(_read_column(group[group.attrs["_index"]]))
+    return Frame(names, {name: _read_column(group[name]) for name in order})
+
+
+def _read_column(item: h5py.Group | h5py.Dataset) -> Column:
+    """Read a column; text piece by piece, so that few of its strings are Python objects at any time."""
+    if not isinstance(item, h5py.Dataset) or item.attrs.get("encoding-type") != "string-array" or item.ndim != 1:
+        return Column.from_values(read_elem(item))
+    text = item.asstr()
+    starts = range(0, max(1, item.shape[0]), TEXT_PIECE)
+    return Column.concat([Column.from_values(text[start : start + TEXT_PIECE]) for start in starts])
 
 
 def _read_compound(path: Path, name: str) -> "pd.DataFrame":
     """Read a table of the time when obs and var were compound datasets, and categories lay in uns."""
     from anndata import read_h5ad
 
-    def read() -> "pd.DataFrame":
-        adata = read_h5ad(path, backed="r")
-        try:
-            source = adata.raw if name.startswith("raw") else adata
-            return getattr(source, name[-3:])
-        finally:
-            adata.file.close()
-
-    return read_guarded(f"{path}: {name}", read)
+    adata = read_h5ad(path, backed="r")
+    try:
+        table: pd.DataFrame = getattr(adata.raw if name.startswith("raw") else adata, name[-3:])
+        return table
+    finally:
+        adata.file.close()
 
 
-def _names(values: Any) -> NDArray[np.object_]:
-    """Return names as an object array of str."""
-    return np.array([name if isinstance(name, str) else str(name) for name in values], dtype=object)
+def _names(values: Any) -> Column:
+    """Return names as a column of text."""
+    column = Column.from_values(values)
+    return column if column.kind == "string" else Column.from_values(np.array([str(name) for name in column.to_numpy()], dtype=object))

@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import scipy.sparse
 
+from scdl_gpu.archive.columns import Column
 from scdl_gpu.convert.array import Array, ExactFloat64, MemoryArray
 from scdl_gpu.convert.dense import DenseMatrix
 from scdl_gpu.convert.frames import Frame, frame_of, read_frame
@@ -193,7 +194,10 @@ def _choose(x: str, available: tuple[str, ...], what: str) -> str:
 
 
 def checked(frame: Frame, matrix: Matrix, axis: int, where: str) -> Frame:
-    """Return a table; raise SourceError unless it is as long as the matrix."""
+    """Return a table; raise SourceError unless it, and each of its columns, is as long as the matrix."""
+    for name, column in frame.columns.items():
+        if len(column) != len(frame):
+            raise SourceError(f"{where}[{name!r}] has {len(column)} entries, the index {len(frame)}; the file is damaged: write it again")
     if len(frame) != matrix.shape[axis]:
         raise SourceError(f"{where} has {len(frame)} entries, the matrix has shape {matrix.shape}, expected {matrix.shape[axis]}")
     return frame
@@ -253,7 +257,7 @@ def _open_matrix(values: Any, x: str) -> Source:
     matrix = memory_matrix(values, type(values).__name__)
 
     def names(count: int) -> Frame:
-        return Frame(np.array([str(k) for k in range(count)], dtype=object), {})
+        return Frame(Column.from_values(np.arange(count).astype(str).astype(object)), {})
 
     def missing(key: str) -> Any:
         raise MissingMatrixError(f"a {type(values).__name__} has no obsm or obsp, {key!r} cannot be kept; pass an AnnData")

@@ -135,7 +135,7 @@ def test_a_file_cut_at_any_length_converts_never(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     """A path without a file is FileNotFoundError; a directory without h5ad files a SourceError."""
-    with pytest.raises(FileNotFoundError, match="none.h5ad"):
+    with pytest.raises(FileNotFoundError, match=r"none\.h5ad"):
         convert_h5ad(tmp_path / "none.h5ad", tmp_path / "a")
 
     assert_refused(tmp_path, tmp_path, "holds no *.h5ad file")

@@ -1,5 +1,6 @@
 """Small matrices of every layout, dtype and storage, against a dictionary."""
 
+import itertools
 import math
 import tempfile
 from pathlib import Path
@@ -137,7 +138,7 @@ def test_a_dense_matrix_is_stored_canonical_in_the_narrowest_dtype(data: st.Data
     storage: dict[str, Any] = {}
     if data.draw(st.booleans()) and n_rows:
         storage = {"chunks": (data.draw(st.integers(1, n_rows)), data.draw(st.integers(1, n_vars))), "compression": "gzip", "shuffle": True}
-    rows, columns = np.indices((n_rows, n_vars)).reshape(2, -1)
+    columns = np.tile(np.arange(n_vars), n_rows)
     pointers = np.arange(n_rows + 1) * n_vars
     expected_of = {"x": ("csr", pointers, columns, drawn.ravel()), "n_rows": n_rows, "n_vars": n_vars}
     expected = canonical_rows(expected_of)
@@ -169,7 +170,7 @@ def test_rows_are_stored_as_they_are_when_asked(case: dict[str, Any], storage: d
     fitting = [dtype for dtype in STORABLE if all(fits(value, dtype) for value in numbers)]
     if not fitting:
         return
-    lines = [indices[a:b].astype(np.int64) for a, b in zip(pointers[:-1], pointers[1:], strict=True)]
+    lines = [indices[a:b].astype(np.int64) for a, b in itertools.pairwise(pointers)]
     zeros = any(value == 0 and not np.signbit(np.float64(value)) for value in numbers)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -18,12 +18,14 @@ UNREADABLE = ("broken_pertpy_sc_sim", "duckdb_bad_csc_encoding", "duckdb_no_inde
 
 
 def read_with_anndata(path: Path) -> Any:
+    """Read a whole file, without what AnnData says about old ones."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return anndata.read_h5ad(path)
 
 
 def matrices(adata: Any) -> dict[str, Any]:
+    """Name every matrix of an AnnData as `x` does."""
     found = {} if adata.X is None else {"X": adata.X}
     if adata.raw is not None:
         found["raw"] = adata.raw.X

@@ -10,6 +10,7 @@ RANDOM = np.random.default_rng(7)
 
 
 def random_csr(n_rows: int = 40, n_vars: int = 30, density: float = 0.3, dtype: str = "float32") -> scipy.sparse.csr_matrix:
+    """Make a CSR of random values."""
     return scipy.sparse.random_array((n_rows, n_vars), density=density, rng=RANDOM, format="csr").astype(dtype)
 
 
