@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.sparse
 
 from scdl_gpu.archive.raw import RawArchive
 
@@ -102,6 +103,58 @@ def build(tmp_path: Path) -> Callable[..., Path]:
 
     def make(generation: str = "D", name: str = "archive", **options: Any) -> Path:
         return build_archive(tmp_path / name, generation, **options)
+
+    return make
+
+
+def csr_archive(
+    path: Path,
+    csr: Any,
+    *,
+    dtypes: tuple[str, str, str] = ("float32", "uint32", "uint16"),
+    genes: Sequence[str] | None = None,
+    obs: Mapping[str, Any] | None = None,
+    graph: Any = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the archive of a SciPy CSR matrix or of (indptr, indices, data, n_vars). dtypes: of values, pointers and columns."""
+    indptr, indices, data, n_vars = csr if isinstance(csr, tuple) else (csr.indptr, csr.indices, csr.data, csr.shape[1])
+    path.mkdir()
+    n_rows = len(indptr) - 1
+    for name, array, dtype in zip(("data.npy", "row_ptr.npy", "col_ptr.npy"), (data, indptr, indices), dtypes, strict=True):
+        np.asarray(array).astype(dtype).tofile(path / name)
+    lengths = (len(data), len(indptr), len(indices))
+    arrays = [(name, n, CODES[dtype]) for name, n, dtype in zip(("DATA", "ROWPTR", "COLPTR"), lengths, dtypes, strict=True)]
+    (path / "header.sch").write_bytes(header_bytes(arrays, []))
+    (path / "metadata.json").write_text(json.dumps({"num_rows": n_rows, "nnz": len(data), **(metadata or {})}))
+    (path / "version.json").write_text('"0.1.3"')
+    genes = [f"g{i}" for i in range(n_vars)] if genes is None else genes
+    write_features(path / "var_features", [{"gene": genes}], [n_rows], labels=[path.name], kind="json")
+    if n_rows:
+        obs = {"name": [f"{path.name}{i}" for i in range(n_rows)]} if obs is None else obs
+        write_features(path / "obs_features", [obs], [n_rows], labels=[path.name], kind="json")
+    if graph is not None:
+        for name, array, dtype in zip(
+            ("indptr", "indices", "values"), (graph.indptr, graph.indices, graph.data), (8, 4, "f4"), strict=True
+        ):
+            array.astype(dtype if isinstance(dtype, str) else f"u{dtype}").tofile(path / f"neighbor_{name}.npy")
+    return path
+
+
+@pytest.fixture
+def make_csr(tmp_path: Path) -> Callable[..., Path]:
+    """Give `make_csr(name, csr, ...)`: arguments as `csr_archive` above."""
+    return lambda name, csr, **options: csr_archive(tmp_path / name, csr, **options)
+
+
+@pytest.fixture
+def counts() -> Callable[..., Any]:
+    """Give `counts(n_rows, n_vars, seed)`: a SciPy CSR of counts 1 to 9."""
+
+    def make(n_rows: int = 20, n_vars: int = 12, seed: int = 0, density: float = 0.3) -> scipy.sparse.csr_matrix:
+        random = np.random.default_rng(seed)
+        dense = random.integers(1, 10, (n_rows, n_vars)) * (random.random((n_rows, n_vars)) < density)
+        return scipy.sparse.csr_matrix(dense.astype("float32"))
 
     return make
 
