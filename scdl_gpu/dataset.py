@@ -104,9 +104,11 @@ class SingleCellMemMapDataset(ArchiveRows):
         if exists:
             self.load(self.data_path)
         elif h5ad_path is not None:
+            writable = self.mode == Mode.CREATE_APPEND
             self.load_h5ad(h5ad_path)
-            if self.mode == Mode.CREATE_APPEND:
+            if writable:
                 self._adopt(open_raw(Path(self.data_path), writable=True))
+                self.mode = Mode.CREATE_APPEND
         elif isinstance(num_elements, int) and isinstance(num_rows, int):
             self._adopt(change.create_empty(self._stage().directory, num_rows, num_elements, self.dtypes))
             self.mode = Mode.CREATE_APPEND
