@@ -1,72 +1,86 @@
-"""The operations of kernels/README.md in Numba, for the CPU: rows of a CSR, in any order, into one CSR.
+"""The operations of kernels/README.md in Numba, for the CPU: rows of raw shards, in any order, into one batch.
 
-Knows arrays, not files, threads or torch; every function releases the GIL and writes only into `out_*`.
-Loops run over unsigned positions, element by element: signed ones carry a test for negative values that
+Knows addresses and arrays, not files, threads or torch; every function releases the GIL and writes only into
+`out...`. A range of a batch's rows is a call with slices of their arrays, so that ranges may run in different
+threads. Loops run over unsigned positions, element by element: signed ones carry a test for negative values that
 keeps LLVM from vectorising, and an assignment of slices that converts dtypes is half as fast again
 (batch 64, 1,500 uint16 columns a row: 726,000 against 318,000 cells/s; benchmarks/LOG.md, 2026-11-23).
 """
 
 import numpy as np
-from numba import njit
 
-__all__ = ["gather_csr", "row_pointers"]
+from scdl_gpu.kernels.pointers import OK, row_pointers
+from scdl_gpu.kernels.row import fill_zero, scale_values, scatter, select, sort_row, sum_of
+from scdl_gpu.kernels.shards import DUPLICATE, OUT_OF_RANGE, STORED, UNFITTING
+from scdl_gpu.kernels.stored import ONE, convert, copy_columns, copy_values, jit, largest_column, note, value_bytes
 
-jit = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
-OK = -1
-"""No fault; otherwise the position, in the batch, of the first faulty row."""
-OUT_OF_RANGE, DUPLICATE = 0, 1
-"""Places in `out_faults`."""
-ONE = np.uint64(1)
+__all__ = ["OK", "gather_csr", "gather_dense", "row_pointers"]
 
-
-@jit
-def row_pointers(indptr, rows, nnz, out_starts, out_indptr):
-    """Where `rows` begin, and the row pointers of the batch that they make.
-
-    indptr: (n_rows + 1,) unsigned; rows: (b,) int64, each 0 <= row < n_rows.
-    out_starts: (b,) int64; out_indptr: (b + 1,) int64.
-    Returns OK, or the position of the first row whose pointers do not satisfy 0 <= start <= stop <= nnz.
-    """
-    total = np.int64(0)
-    out_indptr[0] = 0
-    for i in range(rows.size):
-        row = np.uint64(rows[i])
-        start, stop = np.int64(indptr[row]), np.int64(indptr[row + ONE])
-        if start < 0 or stop < start or stop > nnz:
-            return i
-        total += stop - start
-        out_starts[i] = start
-        out_indptr[i + 1] = total
-    return OK
+FLOAT64 = STORED.index("float64")
 
 
 @jit
-def gather_csr(starts, indices, data, n_vars, first, last, out_indptr, out_indices, out_data, out_faults):
-    """Copy rows first..last-1 of a batch into its CSR; rows that are not sorted come out sorted.
+def gather_csr(shards, shard, starts, slots, read_indptr, n_vars, indptr, kind, out_indices, out_data, out_fault):
+    """Copy rows into a CSR batch, columns ascending; arguments as in kernels/README.md.
 
-    starts: (b,) int64 and out_indptr: (b + 1,) as `row_pointers` made them; indices, data: (nnz,) of the source;
-    out_indices: (batch nnz,) signed; out_data: (batch nnz,), at least as wide as data (both are copied as unsigned bits).
-    out_faults: (2,) int64, OK before: [OUT_OF_RANGE] becomes the first position with a column >= n_vars,
-    [DUPLICATE] the first with a column twice. Different ranges may run in different threads, each with its own out_faults.
+    Whether a row is sorted is seen in the row, whatever its shard says. A row with a column twice comes out sorted, with both.
     """
-    for i in range(first, last):
-        start, offset = np.uint64(starts[i]), np.uint64(out_indptr[i])
-        n = np.uint64(out_indptr[i + 1]) - offset
-        columns, row_columns = indices[start : start + n], out_indices[offset : offset + n]
-        values, row_values = data[start : start + n], out_data[offset : offset + n]
-        for k in range(n):
-            row_columns[k] = columns[k]
-        for k in range(n):
-            row_values[k] = values[k]
-        descends = np.uint32(0)
-        for k in range(ONE, n):
-            descends |= np.uint32(row_columns[k] <= row_columns[k - ONE])
-        if descends:
-            order = np.argsort(row_columns)
-            row_columns[:] = row_columns[order]
-            row_values[:] = row_values[order]
-            for k in range(ONE, n):
-                if row_columns[k] == row_columns[k - ONE] and out_faults[DUPLICATE] == OK:
-                    out_faults[DUPLICATE] = i
-        if n > 0 and out_faults[OUT_OF_RANGE] == OK and (row_columns[n - ONE] >= n_vars or row_columns[np.uint64(0)] < 0):
-            out_faults[OUT_OF_RANGE] = i
+    bitmap = np.zeros(0, np.uint64)
+    for i in range(starts.size):
+        source = shards[shard[i] if shard.size else 0]
+        position = np.int64(slots[i]) if slots.size else np.int64(i)
+        n = np.uint64(read_indptr[i + 1] - read_indptr[i])
+        begin = np.uint64(indptr[position])
+        row_columns, row_values = out_indices[begin : begin + n], out_data[begin : begin + n]
+        columns = source.indices + np.uint64(starts[i]) * np.uint64(source.index_bytes)
+        ascends, last = copy_columns(columns, source.index_bytes, row_columns)
+        if not copy_values(source.data + np.uint64(starts[i]) * value_bytes(source.kind), source.kind, kind, row_values):
+            note(UNFITTING, position, out_fault)
+        if not ascends:
+            last = largest_column(columns, source.index_bytes, n)
+        if n and last >= np.uint64(n_vars):
+            note(OUT_OF_RANGE, position, out_fault)
+            for k in range(n):
+                if row_columns[k] < 0 or row_columns[k] >= n_vars:
+                    row_columns[k] = n_vars - 1
+        elif not ascends:
+            if bitmap.size == 0:
+                bitmap = np.zeros(np.uint64(n_vars) // np.uint64(64) + ONE, np.uint64)
+            if not sort_row(row_columns, row_values, bitmap):
+                note(DUPLICATE, position, out_fault)
+
+
+@jit
+def gather_dense(shards, shard, starts, slots, read_indptr, n_vars, lut, target, log1p, kind, out, out_fault):
+    """Write rows of a dense batch, each once, whole; arguments as in kernels/README.md."""
+    columns, values, numbers = np.empty(0, np.int32), np.empty(0, out.dtype), np.empty(0, np.float64)
+    for i in range(starts.size):
+        source = shards[shard[i] if shard.size else 0]
+        position = np.int64(slots[i]) if slots.size else np.int64(i)
+        n = np.int64(read_indptr[i + 1] - read_indptr[i])
+        if n > columns.size:
+            columns, values, numbers = np.empty(2 * n, np.int32), np.empty(2 * n, out.dtype), np.empty(2 * n, np.float64)
+        at_columns = source.indices + np.uint64(starts[i]) * np.uint64(source.index_bytes)
+        at_values = source.data + np.uint64(starts[i]) * value_bytes(source.kind)
+        ascends, last = copy_columns(at_columns, source.index_bytes, columns[:n])
+        if not ascends:
+            last = largest_column(at_columns, source.index_bytes, n)
+        row = out[position]
+        fill_zero(row)
+        if n and last >= np.uint64(n_vars):
+            note(OUT_OF_RANGE, position, out_fault)
+            continue
+        if target > 0 or log1p:
+            copy_values(at_values, source.kind, FLOAT64, numbers[:n])
+            scale = 1.0
+            if target > 0:
+                total = sum_of(numbers[:n])
+                scale = target / total if total != 0 else 1.0
+            n = select(lut, columns[:n], numbers)
+            scale_values(numbers[:n], scale, log1p)
+            convert(numbers[:n], kind, values[:n])
+        else:
+            if not copy_values(at_values, source.kind, kind, values[:n]):
+                note(UNFITTING, position, out_fault)
+            n = select(lut, columns[:n], values)
+        scatter(columns[:n], values, row)

@@ -55,7 +55,7 @@ def gather_csr(
     duplicates: admit a column twice in a row. Returns arrays of its own.
     Raises GatherError at the first row with bad pointers, a column out of range, or one that is there twice.
     """
-    from scdl_gpu.kernels import cpu
+    from scdl_gpu.kernels import cpu, shards
 
     starts = np.empty(rows.size, np.int64)
     pointers = np.empty(rows.size + 1, np.int64)
@@ -66,38 +66,28 @@ def gather_csr(
     nnz = int(pointers[-1])
     chosen = np.dtype(np.int64) if indices.dtype == np.uint64 else index_dtype(rows.size, n_vars, nnz)
     out = Csr(pointers.astype(chosen, copy=False), np.empty(nnz, chosen), np.empty(nnz, BATCH_DTYPES.get(data.dtype.name, data.dtype)))
-    bits_in, bits_out = _bits(data), _bits(out.data)
-    faults = []
+    values = out.data.view(np.uint16) if out.data.dtype == np.float16 else out.data
+    table, kind, every_row = shards.entry(indices, data), shards.kind_of(out.data.dtype), np.empty(0, np.int32)
+    faults: list[Ints] = []
 
     def copy(first: int, last: int) -> None:
-        found = np.full(2, cpu.OK, np.int64)
-        faults.append(found)
-        cpu.gather_csr(starts, indices, bits_in, n_vars, first, last, pointers, out.indices, bits_out, found)
+        found = np.full(shards.FAULTS, shards.NO_FAULT, np.int32)
+        part = pointers[first : last + 1]
+        cpu.gather_csr(table, every_row, starts[first:last], every_row, part, n_vars, part, kind, out.indices, values, found)
+        faults.append(np.where(found < shards.NO_FAULT, found.astype(np.int64) + first, shards.NO_FAULT))
 
     _split(copy, pointers)
-    _raise_fault(faults, cpu.OUT_OF_RANGE, out, n_vars)
-    if not duplicates:
-        _raise_fault(faults, cpu.DUPLICATE, out, n_vars)
+    first_faults = np.min(faults, axis=0)
+    outside, twice = int(first_faults[shards.OUT_OF_RANGE]), int(first_faults[shards.DUPLICATE])
+    if outside < shards.NO_FAULT:
+        columns = indices[starts[outside] : starts[outside] + pointers[outside + 1] - pointers[outside]]
+        raise GatherError(outside, f"column {columns[columns >= n_vars][0]}, expected 0..{n_vars - 1}")
+    if twice < shards.NO_FAULT and not duplicates:
+        columns = out.indices[out.indptr[twice] : out.indptr[twice + 1]]
+        repeated = columns[1:][columns[1:] == columns[:-1]][0]
+        cure = "bring the rows into canonical form with `scdl-gpu convert --canonical`"
+        raise GatherError(twice, f"column {repeated} is there twice", cure)
     return out
-
-
-def _raise_fault(faults: list[Ints], place: int, out: Csr, n_vars: int) -> None:
-    positions = [int(found[place]) for found in faults if found[place] >= 0]
-    if not positions:
-        return
-    position = min(positions)
-    columns = out.indices[out.indptr[position] : out.indptr[position + 1]]
-    outside = columns[(columns < 0) | (columns >= n_vars)]
-    if outside.size:
-        raise GatherError(position, f"column {outside[0]}, expected 0..{n_vars - 1}")
-    twice = columns[1:][columns[1:] == columns[:-1]]
-    cure = "bring the rows into canonical form with `scdl-gpu convert --canonical`"
-    raise GatherError(position, f"column {twice[0]} is there twice", cure)
-
-
-def _bits(array: NDArray[Any]) -> NDArray[Any]:
-    """View the same memory as unsigned integers: one kernel then serves every dtype of a width."""
-    return array.view(f"u{array.dtype.itemsize}")
 
 
 def _split(work: Callable[[int, int], None], pointers: Ints) -> None:

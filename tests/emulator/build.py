@@ -72,7 +72,8 @@ def library(source: Path, flavour: str = "plain") -> Path:
 def sanitizer_environment() -> dict[str, str]:
     """Give the variables under which a Python process can load a sanitized library."""
     names = ("libasan.so", "libubsan.so")
-    paths = [subprocess.run([compiler(), f"-print-file-name={n}"], capture_output=True, text=True, check=True).stdout.strip() for n in names]
+    said = [subprocess.run([compiler(), f"-print-file-name={n}"], capture_output=True, text=True, check=True).stdout for n in names]
+    paths = [line.strip() for line in said]
     if not all(Path(path).is_absolute() for path in paths):
         raise FileNotFoundError(f"{compiler()} has no ASan and UBSan libraries: {paths}")
     return {

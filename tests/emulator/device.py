@@ -13,8 +13,9 @@ import torch
 from emulator import memory
 from emulator.launcher import Emulator
 
-from scdl_gpu.device import ALIGNMENT, padded
+from scdl_gpu.device import padded
 from scdl_gpu.errors import DeviceError
+from scdl_gpu.kernels.shards import ALIGNMENT
 
 
 class EmulatedDevice:

@@ -135,7 +135,7 @@ def test_what_is_called_wrongly_raises() -> None:
         emulator.launch("planted_sums_NONE", (1,), (32,), (0, 0))
     with pytest.raises(LookupError, match="exports no kernel named planted_products"):
         emulator.launch("planted_products", (1,), (32,), ())
-    with pytest.raises(LookupError, match="no CUDA source .* products"):
+    with pytest.raises(LookupError, match=r"no CUDA source .* products"):
         emulator.launch("products", (1,), (32,), ())
 
 
