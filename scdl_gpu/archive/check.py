@@ -49,7 +49,7 @@ def check_rows(archive: RawArchive, var: VariableFeatureIndex, progress: Progres
     Raises ArchiveError naming file, row and value: pointers that decrease or leave the data, columns out of range.
     """
     canonical = True
-    for start, pointers, n_vars in pieces(archive, var):
+    for start, pointers, n_vars in pieces(archive, var, PIECE):
         begin, end = int(pointers[0]), int(pointers[-1])
         ascending = check_columns(archive, start, pointers, np.asarray(archive.indices[begin:end]), n_vars=n_vars)
         canonical = canonical and ascending
