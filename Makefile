@@ -35,12 +35,16 @@ lint: $(STAMP)
 
 env: $(STAMP)
 
+# kvikio alone, 16 MB without the CUDA libraries it depends on, for the test of its host path; that test is skipped where there is no wheel.
+KVIKIO := kvikio-cu13==26.10.0 libkvikio-cu13==26.10.0 rapids-logger==0.3.0 nvidia-cufile==1.20.0.107
+
 # torch goes first: its pinned build decides what the rest, bionemo-scdl among it, is resolved against.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: Python 3.11 or newer is needed; try make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "no venv module: install it (Debian, Ubuntu: apt-get install python3-venv), or name another Python: make PYTHON=..."; exit 1; }
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,dask]'
+	-$(BIN)/python -m pip install -q --no-deps $(KVIKIO)
 	@touch $@
 
 clean:

@@ -14,11 +14,10 @@ from typing import Any, Protocol
 import torch
 
 from scdl_gpu.errors import DeviceError
+from scdl_gpu.kernels.shards import ALIGNMENT
 
 logger = logging.getLogger(__name__)
 
-ALIGNMENT = 128
-"""Of what kernels read: base addresses and sizes, so that aligned loads of 16 bytes stay inside."""
 PIN_BYTES = 32 << 30
 """Page-locked at one go: drivers since r580 refuse 512 GiB, and 64 GiB is known to work."""
 PORTABLE, MAPPED = 1, 2
@@ -49,7 +48,7 @@ class Device(Protocol):
         """Make a tensor on the device, not initialised; torch recycles it in stream order."""
 
     def allocate(self, size_bytes: int) -> torch.Tensor:
-        """Make (size_bytes,) uint8 on the device, rounded up to ALIGNMENT and aligned to it. Raises DeviceError."""
+        """Make uint8 on the device, `size_bytes` rounded up to ALIGNMENT, and aligned to it. Raises DeviceError."""
 
     def staging(self, size_bytes: int) -> torch.Tensor:
         """Make (size_bytes,) uint8 in page-locked memory of the host, aligned to at least 64 bytes. Raises DeviceError."""

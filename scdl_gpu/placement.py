@@ -1,7 +1,7 @@
 """What fits where, and the memory that holds the rows.
 
 Knows sizes, budgets and the table of shards that kernels read, not rows of a batch. Columns and values of every archive
-lie in one block, in their stored dtypes; row pointers stay on the host, where the lengths of a batch are needed before
+lie in one slab, in their stored dtypes; row pointers stay on the host, where the lengths of a batch are needed before
 its launch: 8 bytes a row that no GPU has to hold.
 """
 
@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from scdl_gpu.archive.raw import RawArchive
 from scdl_gpu.arena import Arena, available_bytes
-from scdl_gpu.block import Bounced, InPlace, Layout, Progress, fill
-from scdl_gpu.device import ALIGNMENT, Device, size_words
+from scdl_gpu.device import Device, size_words
 from scdl_gpu.errors import DeviceError
+from scdl_gpu.kernels.shards import ALIGNMENT, SHARD, kind_of
+from scdl_gpu.slab import Bounced, InPlace, Layout, Progress, fill
 
 logger = logging.getLogger(__name__)
 
@@ -28,19 +30,6 @@ Kind = Literal["device", "pinned", "host"]
 PLACEMENTS = ("auto", "device", "pinned", "host")
 RESERVE_BYTES = 4 << 30
 """Of the device's free memory, left to the model where no budget is given."""
-SHARD = np.dtype(
-    [
-        ("indices", "<u8"),
-        ("data", "<u8"),
-        ("nnz", "<u8"),
-        ("index_bytes", "<u4"),
-        ("kind", "<u4"),
-        ("is_sorted", "<u4"),
-        ("reserved", "<u4"),
-    ]
-)
-"""One entry of the table of shards, as kernels/common.cuh has it."""
-KINDS = {name: kind for kind, name in enumerate(("uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +124,7 @@ def _host_room(layout: Layout, budget: float | None, *, is_shared: bool) -> _Roo
 def _budget_bytes(name: str, budget: float | None, free: int) -> int | None:
     if budget is None:
         return None
-    if isinstance(budget, bool) or budget < 0 or (isinstance(budget, float) and budget > 1):
+    if isinstance(budget, bool) or not budget >= 0 or (isinstance(budget, float) and budget > 1):
         raise ValueError(f"{name} is {budget!r}, expected bytes as an int, or a fraction of what is free as a float in 0..1")
     return int(budget * free) if isinstance(budget, float) else int(budget)
 
@@ -149,17 +138,18 @@ def _choose_host(size_bytes: int, host: _Room, *, must_fit: bool) -> Plan:
 
 
 class Placed:
-    """Rows in place. table: for kernels, one SHARD an archive, on the device as uint8; None on the host. Closed once."""
+    """Rows in place, until closed. On a device, for kernels: entries, (n,) SHARD, one for each archive; table, a copy of it there."""
 
-    def __init__(self, plan: Plan, table: torch.Tensor | None = None, release: Callable[[], None] = lambda: None) -> None:
-        self.plan, self.kind, self.table = plan, plan.kind, table
+    def __init__(self, plan: Plan, entries: NDArray[Any], table: torch.Tensor | None, release: Callable[[], None] = lambda: None) -> None:
+        self.plan, self.kind, self.entries, self.table = plan, plan.kind, entries, table
         self._release: Callable[[], None] | None = release
 
     def close(self) -> None:
         """Wait for what still reads the rows, and give their memory back; harmless when repeated."""
-        release, self._release, self.table = self._release, None, None
+        release, self._release = self._release, None
         if release is not None:
             release()
+        self.table = None
 
     def __enter__(self) -> Self:
         return self
@@ -175,26 +165,27 @@ def place(archives: Sequence[RawArchive], plan: Plan, device: Device | None, *, 
     Raises ArchiveError at the first faulty row, DeviceError where memory runs out; then nothing is left in memory.
     """
     if plan.kind == "host" or device is None:
-        return Placed(plan)
+        return Placed(plan, np.zeros(0, SHARD), None)
     layout = Layout(archives)
     with ExitStack() as stack:
         try:
             base, is_sorted = (_place_on_device if plan.kind == "device" else _place_pinned)(layout, device, stack, progress)
-            table = _upload_table(layout, base, is_sorted, device)
+            entries = _entries(layout, base, is_sorted)
+            table = _upload(entries, device)
         except DeviceError as error:
             raise DeviceError(f"{size_words(layout.size_bytes)} of rows could not be placed ({plan.kind}): {error}") from error
-        stack.callback(lambda: device.record().wait())  # waits, before memory goes away that kernels may be reading
         release = stack.pop_all().close
-    return Placed(plan, table, release)
+    return Placed(plan, entries, table, release)
 
 
 def _place_on_device(layout: Layout, device: Device, stack: ExitStack, progress: Progress) -> tuple[int, list[bool]]:
     """Copy the rows into memory of the device; return its address, and for each archive whether its rows ascend."""
     sink = Bounced(device, layout.size_bytes)
     stack.callback(sink.clear)
+    stack.callback(_wait, device)
     is_sorted = fill(layout, sink, progress)
     device.record().wait()  # waits, once: whatever stream launches later finds the rows
-    return sink.block.data_ptr(), is_sorted
+    return sink.slab.data_ptr(), is_sorted
 
 
 def _place_pinned(layout: Layout, device: Device, stack: ExitStack, progress: Progress) -> tuple[int, list[bool]]:
@@ -213,23 +204,31 @@ def _place_pinned(layout: Layout, device: Device, stack: ExitStack, progress: Pr
             arena.seal()
         base = device.pin(arena.memory)
     stack.callback(device.unpin, arena.memory)
+    stack.callback(_wait, device)
     return base, [bool(flag) for flag in flags]
 
 
-def _upload_table(layout: Layout, base: int, is_sorted: list[bool], device: Device) -> torch.Tensor:
+def _wait(device: Device) -> None:
+    """Wait for all that is enqueued, before memory goes away that it may use."""
+    device.record().wait()  # waits
+
+
+def _entries(layout: Layout, base: int, is_sorted: list[bool]) -> NDArray[Any]:
+    """Make the table of shards of a slab that kernels see at `base`."""
     if base % ALIGNMENT:
-        raise DeviceError(f"memory of {device.name} begins at {base:#x}, expected a multiple of {ALIGNMENT}")
-    table = np.zeros(len(layout.numbers), SHARD)
-    for entry, number in zip(table, layout.numbers, strict=True):
+        raise DeviceError(f"memory begins at {base:#x}, expected a multiple of {ALIGNMENT}")
+    entries = np.zeros(len(layout.numbers), SHARD)
+    for entry, number in zip(entries, layout.numbers, strict=True):
         archive, place = layout.archives[number], layout.places[number]
         entry["indices"], entry["data"], entry["nnz"] = base + place.indices, base + place.data, archive.nnz
-        entry["index_bytes"], entry["kind"], entry["is_sorted"] = (
-            archive.indices.itemsize,
-            KINDS[archive.data.dtype.name],
-            is_sorted[number],
-        )
-    host, uploaded = device.staging(table.nbytes), device.allocate(table.nbytes)
-    host.numpy()[:] = table.view(np.uint8)
-    device.upload(host, uploaded[: table.nbytes])
+        entry["index_bytes"], entry["kind"], entry["is_sorted"] = archive.indices.itemsize, kind_of(archive.data.dtype), is_sorted[number]
+    return entries
+
+
+def _upload(entries: NDArray[Any], device: Device) -> torch.Tensor:
+    """Copy the table to the device, as uint8."""
+    host, there = device.staging(entries.nbytes), device.allocate(entries.nbytes)
+    host.numpy()[:] = entries.view(np.uint8)
+    device.upload(host, there[: entries.nbytes])
     device.record().wait()  # waits, once
-    return uploaded
+    return there

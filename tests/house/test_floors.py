@@ -12,7 +12,7 @@ FLOORS = {
     6: "loader collection",
     5: "dataset assembly",
     4: "rows placement obs",
-    3: "convert block collate neighbors shards",
+    3: "convert slab collate neighbors shards",
     2: "archive backend device order",
     1: "kernels reader arena",
     0: "errors batch version row_dataset",

@@ -1,6 +1,6 @@
-"""One block of memory that holds the columns and values of archives: its layout, and how it is filled.
+"""One slab of memory that holds the columns and values of archives: its layout, and how it is filled.
 
-Knows files, rows and what is wrong with them, not where a block lies or why. Every row is checked while it is read: one
+Knows files, rows and what is wrong with them, not where a slab lies or why. Every row is checked while it is read: one
 pass over the files at the speed of memory, instead of a scan of its own.
 """
 
@@ -33,14 +33,14 @@ THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the columns and the values of an archive begin in the block, in bytes."""
+    """Where the columns and the values of an archive begin in the slab, in bytes."""
 
     indices: int
     data: int
 
 
 class Layout:
-    """How the archives lie in one block, each once. numbers: for each shard the archive it is."""
+    """How the archives lie in one slab, each once. numbers: for each shard the archive it is."""
 
     def __init__(self, shards: Sequence[RawArchive]) -> None:
         keys = [archive.stamp or (id(archive),) for archive in shards]
@@ -57,11 +57,11 @@ class Layout:
 
     @property
     def arena_bytes(self) -> int:
-        """Size of an arena: the block, and for each archive whether its rows ascend."""
+        """Size of an arena: the slab, and for each archive whether its rows ascend."""
         return self.size_bytes + len(self.archives)
 
     def name(self) -> str:
-        """Name what lies in the block: the same for all processes that opened the same files. Raises ArchiveError."""
+        """Name what lies in the slab: the same for all processes that opened the same files. Raises ArchiveError."""
         digest = hashlib.sha256(b"scdl_gpu arena 1")
         for archive in self.archives:
             digest.update(repr(archive.var.column_dims()).encode())
@@ -75,7 +75,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some rows: the first, their pointers, the number of genes, and where their columns and values lie in the block."""
+    """Some rows: the first, their pointers, the number of genes, and where their columns and values lie in the slab."""
 
     first: int
     pointers: NDArray[np.int64]
@@ -95,10 +95,10 @@ class Buffers:
 
 
 class Sink(Protocol):
-    """What receives the pieces of a block."""
+    """What receives the pieces of a slab."""
 
     def values(self, where: slice) -> torch.Tensor | None:
-        """Give the memory that takes all values of an archive, `where` in the block, at once; None: they come in pieces."""
+        """Give the memory that takes all values of an archive, `where` in the slab, at once; None: they come in pieces."""
 
     def buffers(self, piece: Piece) -> Buffers:
         """Give the memory that the next piece is read to."""
@@ -110,15 +110,15 @@ class Sink(Protocol):
 class InPlace:
     """Pieces are read to where they stay."""
 
-    def __init__(self, block: torch.Tensor) -> None:
-        self._block = block
+    def __init__(self, slab: torch.Tensor) -> None:
+        self._slab = slab
 
     def values(self, where: slice) -> None:
         """Let values come in pieces."""
 
     def buffers(self, piece: Piece) -> Buffers:
-        """Give the piece's own place in the block."""
-        return Buffers(self._block[piece.indices], self._block[piece.data], self._block)
+        """Give the piece's own place in the slab."""
+        return Buffers(self._slab[piece.indices], self._slab[piece.data], self._slab)
 
     def deliver(self, piece: Piece, buffers: Buffers) -> None:
         """Leave them there."""
@@ -130,13 +130,13 @@ class Bounced:
     def __init__(self, device: Device, size_bytes: int) -> None:
         self._device, self._ring = device, deque[Buffers]()
         self._is_direct = reader.reaches_device()
-        self.block = device.allocate(size_bytes)
+        self.slab = device.allocate(size_bytes)
         if self._is_direct:
             device.record().wait()  # waits, once: kvikio's writes are in no stream, the memory's last use may still be
 
     def values(self, where: slice) -> torch.Tensor | None:
         """Give the place on the device, where the reader can write to it."""
-        return self.block[where] if self._is_direct else None
+        return self.slab[where] if self._is_direct else None
 
     def buffers(self, piece: Piece) -> Buffers:
         """Give the buffers that were delivered longest ago; made anew while there are fewer than pieces under way."""
@@ -156,15 +156,15 @@ class Bounced:
 
     def deliver(self, piece: Piece, buffers: Buffers) -> None:
         """Enqueue the upload; the buffers are used again when it is done."""
-        self._device.upload(buffers.indices, self.block[piece.indices])
+        self._device.upload(buffers.indices, self.slab[piece.indices])
         if buffers.data is not None:
-            self._device.upload(buffers.data, self.block[piece.data])
+            self._device.upload(buffers.data, self.slab[piece.data])
         buffers.event = self._device.record()
 
     def clear(self) -> None:
         """Let go of the memory."""
         self._ring.clear()
-        self.block = torch.empty(0, dtype=torch.uint8)
+        self.slab = torch.empty(0, dtype=torch.uint8)
 
 
 def fill(layout: Layout, sink: Sink, progress: Progress) -> list[bool]:
