@@ -35,7 +35,7 @@ lint: $(STAMP)
 
 env: $(STAMP)
 
-# kvikio alone, 16 MB without the CUDA libraries it depends on, for the test of its host path; that test is skipped where there is no wheel.
+# kvikio alone, 24 MB without the CUDA libraries it depends on, for the test of its host path; that test is skipped where there is no wheel.
 KVIKIO := kvikio-cu13==26.10.0 libkvikio-cu13==26.10.0 rapids-logger==0.3.0 nvidia-cufile==1.20.0.107
 
 # torch goes first: its pinned build decides what the rest, bionemo-scdl among it, is resolved against.

@@ -24,7 +24,7 @@ class EmulatedDevice:
     waits, launches: how many there were. allocated_bytes, pinned: what is held now. fail_pin: let the next `pin` fail.
     """
 
-    def __init__(self, total_bytes: int = 1 << 30, *, launcher: Any = None) -> None:
+    def __init__(self, total_bytes: int = 8 << 30, *, launcher: Any = None) -> None:
         self.name, self.torch_device = "emulated", torch.device("cpu")
         self.total_bytes, self.allocated_bytes = total_bytes, 0
         self.waits = self.launches = 0
