@@ -72,6 +72,26 @@ class Device(Protocol):
         """Mark the present end of the current stream."""
 
 
+def device_of(device: "str | torch.device | Device") -> "Device | None":
+    """Return the device that is meant; None is the CPU. "auto" takes a GPU where torch finds one, and nothing else does.
+
+    Raises ValueError for another kind of device, DeviceError where a GPU is asked for and none is there.
+    """
+    if not isinstance(device, str | torch.device):
+        return device
+    if device == "auto":
+        return CudaDevice() if torch.cuda.is_available() else None
+    try:
+        meant = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f'device {str(device)!r} is unknown, expected "auto", "cpu", "cuda" or "cuda:N"') from error
+    if meant.type == "cpu":
+        return None
+    if meant.type != "cuda":
+        raise ValueError(f'device {str(device)!r} cannot make batches, expected "auto", "cpu", "cuda" or "cuda:N"')
+    return CudaDevice(meant.index)
+
+
 class CudaDevice:
     """A GPU. index: torch's number of it; None is torch's current one. Raises DeviceError where it or CuPy is missing."""
 
@@ -154,8 +174,8 @@ class CudaDevice:
                     logger.warning("%s: page-locked memory at %#x could not be released: %s", self.name, start, error)
 
     def launch(self, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[int | float], shared_bytes: int = 0) -> None:
-        """Enqueue a kernel on torch's current stream of this device."""
-        with torch.cuda.device(self.index):
+        """Enqueue a kernel on torch's current stream of this device; torch and CuPy each have a current device of their own."""
+        with torch.cuda.device(self.index), self._cupy.cuda.Device(self.index):
             self._launcher.launch(name, grid, block, args, shared_bytes)
 
     def record(self) -> Event:
