@@ -265,9 +265,10 @@ class ConcatDestroying(Concat):
         except (FileExistsError, ValueError):  # the result is there, or a source is not
             if state == "old":
                 raise
-        for name, part in self.sources:
-            if not (directory / name).exists():
-                (directory / name).parent.mkdir(exist_ok=True)
+        for name, part in self.sources:  # the next writers, who tidy up
+            if (directory / name).exists():
+                SingleCellMemMapDataset(directory / name).save()
+            else:
                 (directory / f"{name}.h5ad").unlink(missing_ok=True)
                 archive_of(part, directory, name)
 
