@@ -80,7 +80,7 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         present = {file.name for file in self.data_path.iterdir() if (file / FileNames.METADATA.value).exists() and file.name[0] != "."}
         try:
             document = json.loads((self.data_path / FileNames.METADATA.value).read_bytes())
-            order = [name for name in document["archives"] if name in present]
+            order = [name for name in dict.fromkeys(document["archives"]) if name in present]
         except FileNotFoundError:
             order = []
         except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:

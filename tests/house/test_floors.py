@@ -10,8 +10,8 @@ import pytest
 FLOORS = {
     7: "__init__ cli compat bench",
     6: "loader collection",
-    5: "dataset assembly",
-    4: "rows placement obs",
+    5: "dataset cuda_assembly",
+    4: "rows placement obs assembly",
     3: "convert slab collate neighbors shards",
     2: "archive backend device order",
     1: "kernels reader arena",

@@ -1,0 +1,257 @@
+"""How a batch is made of rows: what is asked for, and who makes it, on the CPU or on a GPU.
+
+Knows shards, kernels and torch, not epochs. The CPU writes into recycled buffers: fresh pages of a large output cost as
+much as filling them (benchmarks/LOG.md, 2026-11-23).
+"""
+
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scdl_gpu.backend import index_dtype
+from scdl_gpu.errors import ArchiveError
+from scdl_gpu.shards import Extents, Shards
+
+Ints = NDArray[np.int64]
+Marks = NDArray[np.bool_]
+DENSE_DTYPES = (
+    torch.float32, torch.float16, torch.bfloat16, torch.float64,
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+)  # fmt: skip
+NO_SLOTS = np.empty(0, np.int32)
+"""Rows go where they stand; or: every gene goes to its own column."""
+FAULT_TEXTS = {
+    "OUT_OF_RANGE": "holds a column outside 0..{last}; the file is damaged: copy it again, or convert the source anew",
+    "DUPLICATE": "holds a column twice; bring the rows into canonical form with `scdl-gpu convert --canonical`",
+    "UNFITTING": "holds a value that {dtype} does not; choose another dtype",
+}
+REFERENCES_OF_FREE = 3
+"""References to a buffer that only its ring holds: the list's, the loop's, and that of the call that counts."""
+CSR_DTYPES = (torch.uint8, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Output:
+    """What a batch looks like: "csr" or "dense", of which dtype, and for dense ones of which genes and how scaled.
+
+    lut: (genes,) int32, the output column of each gene or -1; None for all genes. target: 0.0 leaves rows as they are.
+    """
+
+    kind: str
+    dtype: torch.dtype
+    width: int
+    lut: NDArray[np.int32] | None = None
+    target: float = 0.0
+    log1p: bool = False
+
+    @classmethod
+    def of(
+        cls, kind: str, dtype: torch.dtype | None, shards: Shards, genes: Ints | None, normalize_total: float | None, *, log1p: bool
+    ) -> "Output":
+        """Check what is asked for. Raises ValueError naming what does not go together."""
+        if kind not in ("csr", "dense"):
+            raise ValueError(f"output is {kind!r}, expected 'csr' or 'dense'")
+        if kind == "csr" and (genes is not None or normalize_total is not None or log1p):
+            raise ValueError("var, normalize_total and log1p need output='dense'")
+        allowed = CSR_DTYPES if kind == "csr" else DENSE_DTYPES
+        chosen = dtype or (torch.float32 if kind == "dense" else torch.from_numpy(np.empty(0, shards.dtype)).dtype)
+        if chosen not in allowed:
+            raise ValueError(f"dtype is {chosen}, expected one of {', '.join(str(one) for one in allowed)} for output={kind!r}")
+        if normalize_total is not None and not (normalize_total > 0 and np.isfinite(normalize_total)):
+            raise ValueError(f"normalize_total is {normalize_total}, expected a positive number")
+        if (normalize_total is not None or log1p) and not chosen.is_floating_point:
+            raise ValueError(f"dtype is {chosen}; normalize_total and log1p give fractions: choose a floating dtype")
+        lut = None
+        if genes is not None:
+            lut = np.full(shards.n_vars, -1, np.int32)
+            lut[genes] = np.arange(genes.size)
+        width = shards.n_vars if genes is None else int(genes.size)
+        return cls(kind, chosen, width, lut, normalize_total or 0.0, log1p)
+
+    def __str__(self) -> str:
+        scaled = (f", normalised to {self.target:g}" if self.target else "") + (", log1p" if self.log1p else "")
+        return f"{self.kind} {str(self.dtype).removeprefix('torch.')} of {self.width:,} genes{scaled}"
+
+
+class Made(NamedTuple):
+    """What a batch is made of, on its device; see `Batch`."""
+
+    x: torch.Tensor
+    rows: torch.Tensor
+    is_padding: torch.Tensor
+
+
+class Assembler(Protocol):
+    """Makes batches of the rows of `shards`. threads: how many may prepare at once."""
+
+    is_cuda: bool
+    torch_device: torch.device
+
+    @property
+    def threads(self) -> int:
+        """How many threads prepare."""
+
+    def prepare(self, rows: Ints, is_padding: Marks) -> Any:
+        """Do the part that any thread may do ahead. Raises IndexError, ArchiveError, ValueError."""
+
+    def make(self, prepared: Any) -> Made:
+        """Make the batch; on a GPU this enqueues and does not wait."""
+
+    def check(self) -> None:
+        """Raise ArchiveError if a batch that was made met a damaged row; this may wait for the device."""
+
+    def close(self) -> None:
+        """Give memory back."""
+
+
+class Ring:
+    """Buffers that are used again when nobody refers to what was made in them. Safe for threads."""
+
+    def __init__(self) -> None:
+        self._buffers: list[NDArray[np.uint8]] = []
+        self._lock = threading.Lock()
+
+    def empty(self, n: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return (n,) uninitialised values in a buffer that is free, or in a new one, a quarter larger than asked for."""
+        size = n * dtype.itemsize
+        with self._lock:
+            for buffer in self._buffers:
+                if buffer.size >= size and sys.getrefcount(buffer) == REFERENCES_OF_FREE:
+                    return buffer[:size].view(dtype)
+            self._buffers = [buffer for buffer in self._buffers if sys.getrefcount(buffer) != REFERENCES_OF_FREE]
+            buffer = np.empty(size + size // 4, np.uint8)
+            self._buffers.append(buffer)
+            return buffer[:size].view(dtype)
+
+
+class CpuAssembler:
+    """Makes batches by kernels/cpu.py, from the page cache; one thread a batch."""
+
+    is_cuda = False
+    torch_device = torch.device("cpu")
+
+    def __init__(
+        self,
+        shards: Shards,
+        output: Output,
+        *,
+        batch_size: int,
+        why: str = "",
+        empty: Callable[[int, np.dtype[Any]], NDArray[Any]] | None = None,
+    ) -> None:
+        self._shards, self._output = shards, output
+        self._index = index_dtype(batch_size, shards.n_vars, 0)
+        self._why = why
+        self._open(empty)
+
+    def _open(self, empty: Callable[[int, np.dtype[Any]], NDArray[Any]] | None = None) -> None:
+        from scdl_gpu.kernels.shards import entry
+
+        arrays = [(np.asarray(archive.indices), np.asarray(archive.data), archive.canonical) for archive in self._shards.archives]
+        self._table = np.concatenate([entry(indices, data, is_sorted=is_sorted) for indices, data, is_sorted in arrays])
+        self._empty = empty or Ring().empty
+
+    @property
+    def threads(self) -> int:
+        """As many as torch uses."""
+        return torch.get_num_threads()
+
+    def prepare(self, rows: Ints, is_padding: Marks) -> Made:
+        """Make the batch: here it is the threads ahead that do."""
+        return Made(self.gather(rows), torch.from_numpy(rows), torch.from_numpy(is_padding))
+
+    def make(self, prepared: Made) -> Made:
+        """Hand on what is made."""
+        return prepared
+
+    def gather(self, rows: Ints) -> torch.Tensor:
+        """Gather rows. Raises ArchiveError for a damaged row, ValueError for a value that the dtype does not hold."""
+        from scdl_gpu.kernels import shards as codes
+
+        extents = self._shards.extents(rows)
+        fault = np.full(codes.FAULTS, codes.NO_FAULT, np.int32)
+        x = (self._csr if self._output.kind == "csr" else self._dense)(extents, fault)
+        raise_fault(fault, rows, self._shards, self._output)
+        return x
+
+    def _csr(self, extents: Extents, fault: NDArray[np.int32]) -> torch.Tensor:
+        from scdl_gpu.kernels import cpu
+
+        nnz, width = int(extents.indptr[-1]), self._shards.n_vars
+        check_index(nnz, self._index)
+        indptr, indices = self._empty(extents.indptr.size, self._index), self._empty(nnz, self._index)
+        indptr[:] = extents.indptr
+        values, bits, kind = self._values(nnz)
+        cpu.gather_csr(
+            self._table, extents.shard, extents.starts, NO_SLOTS, indptr, width, indptr, kind, indices, bits, fault
+        )  # fmt: skip
+        size = (extents.starts.size, width)
+        return torch.sparse_csr_tensor(torch.from_numpy(indptr), torch.from_numpy(indices), values, size, check_invariants=False)
+
+    def _dense(self, extents: Extents, fault: NDArray[np.int32]) -> torch.Tensor:
+        from scdl_gpu.kernels import cpu
+
+        output, n_rows = self._output, extents.starts.size
+        values, bits, kind = self._values(n_rows * output.width)
+        lut = NO_SLOTS if output.lut is None else output.lut
+        cpu.gather_dense(
+            self._table, extents.shard, extents.starts, NO_SLOTS, extents.indptr, self._shards.n_vars, lut, output.target, output.log1p,
+            kind, bits.reshape(n_rows, output.width), fault,
+        )  # fmt: skip
+        return values.view(n_rows, output.width)
+
+    def _values(self, n: int) -> tuple[torch.Tensor, NDArray[Any], int]:
+        """Make room for n values: as a tensor, as what the kernels write, and the code of their dtype."""
+        from scdl_gpu.kernels.shards import kind_of
+
+        name = str(self._output.dtype).removeprefix("torch.")
+        stored = np.dtype("uint16" if name in ("float16", "bfloat16") else name)
+        bits = self._empty(n, stored)
+        values = torch.from_numpy(bits)
+        return values if stored.name == name else values.view(self._output.dtype), bits, kind_of(name)
+
+    def check(self) -> None:
+        """Do nothing: every batch was checked when it was made."""
+
+    def close(self) -> None:
+        """Let the buffers go."""
+        self._empty = Ring().empty
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_table", "_empty")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
+
+    def __repr__(self) -> str:
+        size = sum(archive.data.nbytes + archive.indices.nbytes for archive in self._shards.archives)
+        return f"on the cpu, {self.threads} threads, placement host: {size:,} bytes in the page cache{self._why}"
+
+
+def check_index(nnz: int, index: np.dtype[Any]) -> None:
+    """Raise ValueError where a batch has more elements than its index dtype numbers."""
+    if nnz > np.iinfo(index).max:
+        raise ValueError(
+            f"a batch of {nnz:,} nonzeros does not fit {index}, chosen for batch_size; make batches smaller, or raise batch_size"
+        )
+
+
+def raise_fault(fault: NDArray[np.int32], rows: Ints, shards: Shards, output: Output) -> None:
+    """Raise what a kernel reported: ArchiveError for a damaged row, ValueError for a value that the dtype does not hold."""
+    from scdl_gpu.kernels import shards as codes
+
+    for place, text in FAULT_TEXTS.items():
+        position = int(fault[getattr(codes, place)])
+        if position != codes.NO_FAULT:
+            row = rows[position : position + 1]
+            shard, local = shards.locate(row)
+            path = shards.archives[int(shard[0])].path
+            message = f"{path}: row {int(local[0])} {text.format(last=shards.n_vars - 1, dtype=output.dtype)}"
+            raise ValueError(message) if place == "UNFITTING" else ArchiveError(message)

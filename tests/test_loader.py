@@ -1,0 +1,388 @@
+"""GPUBatchLoader on the CPU: its batches are rows of the archive, in the order that the document describes."""
+
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+from torch.utils.data import DataLoader
+
+from scdl_gpu import (
+    ArchiveError,
+    DeviceError,
+    GPUBatchLoader,
+    RowSampler,
+    SingleCellMemMapDataset,
+    collate_sparse_matrix_batch,
+    convert_h5ad,
+)
+from scdl_gpu.order import Order, permuted
+
+N_ROWS, N_VARS = 103, 40
+
+
+def matrix(dtype: str = "float32", n_rows: int = N_ROWS, seed: int = 0) -> sp.csr_matrix:
+    """Make counts with empty rows among them."""
+    random = np.random.default_rng(seed)
+    dense = random.integers(1, 200, (n_rows, N_VARS)) * (random.random((n_rows, N_VARS)) < 0.3)
+    dense[::17] = 0
+    return sp.csr_matrix(dense.astype(dtype))
+
+
+def annotated(x: Any, seed: int = 0) -> ad.AnnData:
+    """Put names and obs columns of every kind around a matrix."""
+    n = x.shape[0]
+    random = np.random.default_rng(seed)
+    obs = pd.DataFrame(
+        {
+            "line": pd.Categorical(random.choice(["b", "a", "c"], n), categories=["c", "b", "a", "unused"]),
+            "well": [None if i % 10 == 3 else f"w{i % 4}" for i in range(n)],
+            "good": random.random(n) < 0.5,
+            "depth": random.random(n).astype(np.float32),
+            "count": pd.array([pd.NA if i % 7 == 0 else i for i in range(n)], dtype="Int64"),
+            "plate": random.integers(0, 5, n).astype(np.int16),
+        },
+        index=[f"cell{seed}_{i}" for i in range(n)],
+    )
+    return ad.AnnData(x, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(x.shape[1])]))
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Give an archive of `annotated(matrix())`."""
+    return convert_h5ad(annotated(matrix()), tmp_path / "archive", data_dtype="float32")
+
+
+def rows_of(batches: Any) -> list[int]:
+    """Return all rows that are not padding, in the order of the batches."""
+    return [row for batch in batches for row, padded in zip(batch.rows.tolist(), batch.is_padding.tolist(), strict=True) if not padded]
+
+
+def dense(x: torch.Tensor) -> np.ndarray:
+    """Return a batch's values as a dense array, after a check of torch's sparse invariants."""
+    if x.layout == torch.sparse_csr:
+        torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), x.values(), x.shape, check_invariants=True)
+        return x.to_dense().numpy()
+    return x.numpy()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"])
+def test_csr_batches_are_the_rows_of_the_order(tmp_path: Path, dtype: str) -> None:
+    """Every batch holds the rows that the order gives, in the dtype that torch computes in, in one index dtype."""
+    x = matrix()
+    path = convert_h5ad(annotated(x), tmp_path / "archive", data_dtype=dtype)
+    expected = {"uint16": torch.int32, "uint32": torch.int64, "uint64": torch.int64}.get(dtype, getattr(torch, dtype))
+
+    batches = list(GPUBatchLoader(path, 10, seed=4, device="cpu"))
+
+    order = np.concatenate([batch.rows.numpy() for batch in batches])
+    assert order[:N_ROWS].tolist() == permuted(4, 0, N_ROWS, np.arange(N_ROWS)).tolist()
+    for batch in batches:
+        assert (batch.x.dtype, batch.x.crow_indices().dtype, batch.x.col_indices().dtype) == (expected, torch.int32, torch.int32)
+        np.testing.assert_array_equal(dense(batch.x), x[batch.rows.numpy()].toarray().astype(dtype))
+
+
+def test_last_batch_wraps_and_says_so(archive: Path) -> None:
+    """All batches have batch_size rows; what repeats is marked, and with drop_last it is left out."""
+    loader = GPUBatchLoader(archive, 10, device="cpu")
+
+    batches = list(loader)
+
+    assert [len(batch) for batch in batches] == [10] * 11
+    assert len(loader) == 11
+    assert [int(batch.is_padding.sum()) for batch in batches] == [0] * 10 + [7]
+    assert sorted(rows_of(batches)) == list(range(N_ROWS))
+    assert len(GPUBatchLoader(archive, 10, device="cpu", drop_last=True)) == 10
+    assert len(list(GPUBatchLoader(archive, 10, device="cpu", drop_last=True))) == 10
+
+
+def test_epochs_differ_and_repeat(archive: Path) -> None:
+    """Each iteration is the next epoch; set_epoch chooses one; the same seed and epoch give the same batches."""
+    loader = GPUBatchLoader(archive, 10, seed=1, device="cpu")
+
+    first, second = rows_of(loader), rows_of(loader)
+    loader.set_epoch(0)
+
+    assert first != second
+    assert rows_of(loader) == first
+    assert rows_of(loader) == second
+    assert rows_of(GPUBatchLoader(archive, 10, seed=2, device="cpu")) != first
+    assert rows_of(GPUBatchLoader(archive, 10, shuffle=False, device="cpu")) == list(range(N_ROWS))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int16, torch.int32, torch.int64]
+)
+@pytest.mark.parametrize("var", [None, ["g7", 3, "g39"]])
+def test_dense_batches_hold_the_genes_asked_for(archive: Path, dtype: torch.dtype, var: list[Any] | None) -> None:
+    """Dense batches of any dtype have the columns of var, names or numbers, in their order."""
+    columns = slice(None) if var is None else [7, 3, 39]
+    expected = torch.from_numpy(matrix().toarray()[:, columns]).to(dtype)
+
+    for batch in GPUBatchLoader(archive, 16, device="cpu", output="dense", dtype=dtype, var=var):
+        assert batch.x.dtype == dtype
+        assert torch.equal(batch.x, expected[batch.rows])
+
+
+@pytest.mark.parametrize("log1p", [False, True])
+@pytest.mark.parametrize("target", [None, 1e4])
+@pytest.mark.parametrize("var", [None, [0, 5, 2]])
+def test_normalised_batches_agree_with_float64(archive: Path, target: float | None, log1p: bool, var: list[int] | None) -> None:
+    """normalize_total divides by the sum over all genes, before the subset; log1p comes after it; within 2 ulp of float64."""
+    x = matrix("float64").toarray()
+    sums = x.sum(1, keepdims=True)
+    expected = x if target is None else np.divide(x * target, sums, out=np.zeros_like(x), where=sums > 0)
+    expected = (np.log1p(expected) if log1p else expected)[:, slice(None) if var is None else var]
+
+    for batch in GPUBatchLoader(archive, 16, device="cpu", output="dense", var=var, normalize_total=target, log1p=log1p):
+        np.testing.assert_array_max_ulp(batch.x.numpy(), expected[batch.rows.numpy()].astype(np.float32), maxulp=2)
+
+
+def test_obs_columns_come_as_numbers(archive: Path) -> None:
+    """Categories and text are int64 codes with -1 for missing, truth values bool, numbers themselves, missing numbers NaN."""
+    names = ("line", "well", "good", "depth", "count", "plate")
+    loader = GPUBatchLoader(archive, 16, device="cpu", obs=names)
+    obs = annotated(matrix()).obs
+
+    for batch in loader:
+        found, rows = batch.obs, obs.iloc[batch.rows.numpy()]
+        assert {name: found[name].dtype for name in names} == {
+            "line": torch.int64, "well": torch.int64, "good": torch.bool,
+            "depth": torch.float32, "count": torch.float64, "plate": torch.int16,
+        }  # fmt: skip
+        for name in ("line", "well"):
+            named = [None if code < 0 else loader.categories[name][code] for code in found[name].tolist()]
+            assert named == [None if pd.isna(value) else value for value in rows[name]]
+        np.testing.assert_array_equal(found["good"].numpy(), rows["good"])
+        np.testing.assert_array_equal(found["depth"].numpy(), rows["depth"])
+        np.testing.assert_array_equal(found["count"].numpy(), rows["count"].astype("Float64").to_numpy(np.float64, na_value=np.nan))
+    with pytest.raises(ValueError, match="no obs column 'nothing'"):
+        GPUBatchLoader(archive, obs=("nothing",), device="cpu")
+
+
+def test_a_list_is_one_dataset(tmp_path: Path) -> None:
+    """Rows of several archives follow each other; dtypes meet in one that holds all; categories are united."""
+    parts = [annotated(matrix(seed=seed, n_rows=n), seed) for seed, n in ((0, 30), (1, 1), (2, 50))]
+    parts[1].obs["line"] = pd.Categorical(["z"])
+    paths = [
+        convert_h5ad(part, tmp_path / f"part{k}", data_dtype=dtype)
+        for k, (part, dtype) in enumerate(zip(parts, ["uint8", "float32", "uint16"], strict=True))
+    ]
+    whole = np.concatenate([part.X.toarray() for part in parts])
+    lines = [line for part in parts for line in part.obs["line"]]
+
+    loader = GPUBatchLoader([paths[0], SingleCellMemMapDataset(paths[1]), str(paths[2])], 7, device="cpu", obs=("line",))
+
+    for batch in loader:
+        np.testing.assert_array_equal(dense(batch.x), whole[batch.rows.numpy()])
+        assert [loader.categories["line"][code] for code in batch.obs["line"].tolist()] == [lines[row] for row in batch.rows.tolist()]
+    assert batch.x.dtype == torch.float64  # int32 (from uint16) and float32 meet there
+
+
+def test_the_same_archive_may_stand_in_a_list_often(archive: Path) -> None:
+    """A virtual dataset costs no memory for rows: one archive a thousand times."""
+    loader = GPUBatchLoader([archive] * 1000, 64, device="cpu")
+
+    batch = next(iter(loader))
+
+    assert loader._order.n_rows == 1000 * N_ROWS
+    np.testing.assert_array_equal(dense(batch.x), matrix()[batch.rows.numpy() % N_ROWS].toarray())
+
+
+def test_different_genes_are_refused(tmp_path: Path, archive: Path) -> None:
+    """A list needs the same genes in the same order; the first that differs is named."""
+    other = annotated(matrix())
+    other.var_names = [f"g{i}" if i != 9 else "other" for i in range(N_VARS)]
+    path = convert_h5ad(other, tmp_path / "other")
+    narrow = convert_h5ad(annotated(matrix()[:, :30]), tmp_path / "narrow")
+
+    with pytest.raises(ValueError, match=r"gene 9 'other' where .* has 'g9'"):
+        GPUBatchLoader([archive, path], device="cpu")
+    with pytest.raises(ValueError, match="has 30 genes"):
+        GPUBatchLoader([archive, narrow], device="cpu")
+
+
+def test_samplers_are_used_as_they_are(archive: Path) -> None:
+    """Sampler yields rows, batch_sampler lists of rows; nothing is shuffled, split or padded."""
+    by_rows = GPUBatchLoader(archive, 3, sampler=[5, 5, 9, 2], device="cpu")
+    by_batches = GPUBatchLoader(archive, batch_sampler=[[1], [2, 3, 4], []], device="cpu")
+
+    assert [batch.rows.tolist() for batch in by_rows] == [[5, 5, 9], [2]]
+    assert len(by_rows) == 2
+    assert [batch.rows.tolist() for batch in by_batches] == [[1], [2, 3, 4], []]
+    assert len(by_batches) == 3
+    with pytest.raises(ValueError, match="batch_sampler excludes"):
+        GPUBatchLoader(archive, 8, batch_sampler=[[1]], device="cpu")
+    with pytest.raises(IndexError, match="row 103 is out of range"):
+        list(GPUBatchLoader(archive, sampler=[103], device="cpu"))
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_share_the_batches(archive: Path, context: str) -> None:
+    """In a DataLoader with two workers every batch comes once, worker w making batches w, w + 2, ..."""
+    loader = GPUBatchLoader(archive, 10, seed=3, device="cpu", obs=("line",))
+
+    batches = list(DataLoader(loader, batch_size=None, num_workers=2, multiprocessing_context=context))
+
+    assert rows_of(batches) == permuted(3, 0, N_ROWS, np.arange(N_ROWS)).tolist()
+    np.testing.assert_array_equal(dense(batches[4].x), matrix()[batches[4].rows.numpy()].toarray())
+
+
+def test_pickling_carries_no_data(archive: Path) -> None:
+    """A loader travels as the paths of its archives and its settings."""
+    loader = GPUBatchLoader(archive, 10, device="cpu", output="dense", var=["g1"])
+
+    copy = pickle.loads(pickle.dumps(loader))
+
+    assert len(pickle.dumps(loader)) < 5_000
+    assert rows_of(copy) == rows_of(loader)
+
+
+def test_state_resumes_in_another_world(archive: Path) -> None:
+    """After some batches of two ranks, three ranks with another batch size see the rest of the epoch once."""
+    pair = [GPUBatchLoader(archive, 8, seed=5, rank=rank, world_size=2, device="cpu") for rank in range(2)]
+    seen = []
+    for loader in pair:
+        batches: Iterator[Any] = iter(loader)
+        seen += rows_of(next(batches) for _ in range(3))
+        state = loader.state_dict()
+    resumed = [GPUBatchLoader(archive, 5, seed=0, rank=rank, world_size=3, device="cpu") for rank in range(3)]
+
+    for loader in resumed:
+        loader.load_state_dict(state)
+        seen += rows_of(loader)
+
+    assert state == {"version": 1, "seed": 5, "epoch": 0, "position": 48, "n_rows": N_ROWS, "order": "shuffled"}
+    assert sorted(seen) == list(range(N_ROWS))
+    assert rows_of(resumed[0]) == Order(N_ROWS, 5, 5, 0, 3).batch(1, 0)[0].tolist() + rows_of_order(Order(N_ROWS, 5, 5, 0, 3), 1)[5:]
+
+
+def rows_of_order(order: Order, epoch: int) -> list[int]:
+    """Return the rows of an epoch that are not padding."""
+    steps = (order.batch(epoch, step * order.step_rows) for step in range(order.steps()))
+    return [row for rows, padding in steps for row in rows[~padding].tolist()]
+
+
+def test_state_of_another_dataset_is_refused(archive: Path) -> None:
+    """Loading a state of other rows or of another order raises, naming what differs."""
+    loader = GPUBatchLoader(archive, 8, device="cpu")
+
+    with pytest.raises(ValueError, match="n_rows 7"):
+        loader.load_state_dict(loader.state_dict() | {"n_rows": 7})
+    with pytest.raises(ValueError, match="order 'sequential'"):
+        loader.load_state_dict(GPUBatchLoader(archive, 8, shuffle=False, device="cpu").state_dict())
+    with pytest.raises(ValueError, match="order 'sampler'"):
+        loader.load_state_dict(GPUBatchLoader(archive, 8, sampler=[1, 2], device="cpu").state_dict())
+
+
+def test_row_sampler_gives_the_same_batches(archive: Path) -> None:
+    """A plain DataLoader with RowSampler yields what the loader yields."""
+    dataset = SingleCellMemMapDataset(archive)
+    plain = DataLoader(dataset, batch_size=10, sampler=RowSampler(dataset, 10, seed=6), collate_fn=collate_sparse_matrix_batch)
+
+    for mine, theirs in zip(GPUBatchLoader(dataset, 10, seed=6, device="cpu"), plain, strict=True):
+        assert torch.equal(mine.x.to_dense(), theirs.to_dense())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output": "coo"}, "output is 'coo'"),
+        ({"var": ["g1"]}, "need output='dense'"),
+        ({"output": "dense", "var": ["nothing"]}, "gene 'nothing'"),
+        ({"output": "dense", "var": [40]}, "gene 40 is out of range"),
+        ({"output": "dense", "var": [4, "g4"]}, "gene 4 is asked for twice"),
+        ({"output": "dense", "dtype": torch.int32, "log1p": True}, "choose a floating dtype"),
+        ({"output": "dense", "normalize_total": -1.0}, "expected a positive number"),
+        ({"dtype": torch.bfloat16}, "dtype is torch.bfloat16"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"placement": "device"}, "placement"),
+        ({"placement": "somewhere"}, "somewhere"),
+        ({"windows": True}, "windows"),
+        ({"prefetch": -1}, "prefetch is -1"),
+        ({"rank": 3}, "give both, or neither"),
+    ],
+)
+def test_bad_arguments_are_refused(archive: Path, options: dict[str, Any], message: str) -> None:
+    """Arguments that make no sense say what was found and what was expected."""
+    with pytest.raises(ValueError, match=message):
+        GPUBatchLoader(archive, **({"device": "cpu"} | options))
+
+
+def test_asking_for_cuda_without_a_gpu_says_so(archive: Path) -> None:
+    """Nothing falls back in silence: device="cuda" without a GPU is an error, device="auto" tells what it chose."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+
+    with pytest.raises(DeviceError, match="finds no GPU"):
+        GPUBatchLoader(archive, device="cuda")
+    with pytest.raises(ValueError, match="'tpu' is unknown"):
+        GPUBatchLoader(archive, device="tpu")
+    assert "cpu" in repr(GPUBatchLoader(archive))
+
+
+def test_damaged_rows_are_not_served(archive: Path) -> None:
+    """A column out of range in the file raises ArchiveError that names the archive, never a batch."""
+    file = archive / "col_ptr.npy"
+    damaged = bytearray(file.read_bytes())
+    damaged[100] = 255
+    file.write_bytes(damaged)
+
+    with pytest.raises(ArchiveError, match="archive"):
+        list(GPUBatchLoader(archive, 10, device="cpu"))
+
+
+def test_unsorted_rows_come_out_sorted_and_duplicates_are_refused(tmp_path: Path) -> None:
+    """Archives from elsewhere keep the order they have: the loader sorts, and refuses a column twice, naming the cure."""
+    x = matrix()
+    unsorted = x.copy()
+    for i in range(N_ROWS):
+        part = slice(unsorted.indptr[i], unsorted.indptr[i + 1])
+        unsorted.indices[part], unsorted.data[part] = unsorted.indices[part][::-1].copy(), unsorted.data[part][::-1].copy()
+    unsorted.has_sorted_indices = False
+    path = convert_h5ad(unsorted, tmp_path / "unsorted", canonical=False)
+    twice = sp.csr_matrix((np.ones(4, np.float32), np.array([1, 1, 2, 3]), np.array([0, 2, 4])), shape=(2, N_VARS))
+    duplicates = convert_h5ad(twice, tmp_path / "twice", canonical=False)
+
+    for batch in GPUBatchLoader(path, 10, device="cpu"):
+        np.testing.assert_array_equal(dense(batch.x), x[batch.rows.numpy()].toarray())
+    with pytest.raises(Exception, match="canonical"):
+        list(GPUBatchLoader(duplicates, 2, device="cpu"))
+
+
+def test_outputs_are_not_overwritten(archive: Path) -> None:
+    """Batches that the consumer keeps stay as they were, however many follow."""
+    x = matrix().toarray()
+
+    kept = list(GPUBatchLoader(archive, 4, device="cpu", output="dense"))
+
+    for batch in kept:
+        np.testing.assert_array_equal(batch.x.numpy(), x[batch.rows.numpy()])
+
+
+def test_batch_moves_as_a_whole(archive: Path) -> None:
+    """`to` moves every tensor of a batch; a dtype changes its values alone."""
+    batch = next(iter(GPUBatchLoader(archive, 4, device="cpu", obs=("line",))))
+
+    moved = batch.to("cpu", torch.float64)
+
+    assert moved.x.dtype == torch.float64
+    assert moved.obs["line"].dtype == torch.int64
+    assert torch.equal(moved.rows, batch.rows)
+
+
+def test_leaving_early_stops_the_threads(archive: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """A consumer that breaks off leaves no thread behind."""
+    before = threading.active_count()
+    for _ in GPUBatchLoader(archive, 4, device="cpu"):
+        break
+
+    assert threading.active_count() <= before
+    assert not recwarn.list
