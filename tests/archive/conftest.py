@@ -178,7 +178,7 @@ def expected() -> dict[str, Any]:
 
 
 @pytest.fixture
-def holds() -> Callable[[RawArchive], None]:
+def assert_holds() -> Callable[[RawArchive], None]:
     """Give the function that compares the arrays and the genes of an archive with those of every built one."""
 
     def compare(archive: RawArchive) -> None:

@@ -215,7 +215,7 @@ def test_a_false_mark_of_canonical_rows_is_noticed(archive: Path) -> None:
 # Any byte
 
 
-def survives(path: Path) -> None:
+def assert_survives(path: Path) -> None:
     """Read everything, or raise the one error; warnings of a header that is gone are as good."""
     try:
         everything(path)
@@ -230,7 +230,7 @@ def damaged(file: Path, position: int) -> Iterator[bytes]:
         yield content[:position] + bytes([content[position] ^ flip]) + content[position + 1 :]
 
 
-def flip_bytes(sandbox: Path, name: str, step: int) -> None:
+def assert_flips_survive(sandbox: Path, name: str, step: int) -> None:
     """Damage every `step`th byte of a file, one at a time, and read everything."""
     file = sandbox / name
     content = file.read_bytes()
@@ -239,7 +239,7 @@ def flip_bytes(sandbox: Path, name: str, step: int) -> None:
             for changed in damaged(WHOLE / name, position):
                 file.unlink()
                 file.write_bytes(changed)
-                survives(sandbox)
+                assert_survives(sandbox)
     finally:
         file.write_bytes(content)
 
@@ -247,14 +247,14 @@ def flip_bytes(sandbox: Path, name: str, step: int) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_flipped_bytes_raise_the_one_error_or_nothing(sandbox: Path, name: str) -> None:
     """A sample of the bytes of every file."""
-    flip_bytes(sandbox, name, max(1, (WHOLE / name).stat().st_size // 12))
+    assert_flips_survive(sandbox, name, max(1, (WHOLE / name).stat().st_size // 12))
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", FILES)
 def test_every_flipped_byte_raises_the_one_error_or_nothing(sandbox: Path, name: str) -> None:
     """Every byte of every file."""
-    flip_bytes(sandbox, name, 1)
+    assert_flips_survive(sandbox, name, 1)
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith((".parquet", ".names"))])
@@ -287,7 +287,7 @@ def test_spliced_bytes_raise_the_one_error_or_nothing(sandbox: Path, name: str, 
     (sandbox / name).write_bytes(content[:start] + inserted + content[start + length :])
 
     try:
-        survives(sandbox)
+        assert_survives(sandbox)
     finally:
         (sandbox / name).write_bytes(content)
 
@@ -309,6 +309,6 @@ def test_any_metadata_raise_the_one_error_or_nothing(sandbox: Path, document: di
     (sandbox / "metadata.json").write_text(json.dumps(document))
 
     try:
-        survives(sandbox)
+        assert_survives(sandbox)
     finally:
         (sandbox / "metadata.json").write_bytes(content)

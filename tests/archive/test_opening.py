@@ -78,14 +78,14 @@ def somebody(read_only: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("somebody")
-def test_a_read_only_archive_opens(read_only: Path, holds: Holds) -> None:
+def test_a_read_only_archive_opens(read_only: Path, assert_holds: Holds) -> None:
     """Nothing need be writable: neither file nor directory."""
     with pytest.raises(PermissionError):
         (read_only / "try").touch()
 
     archive = open_raw(read_only)
 
-    holds(archive)
+    assert_holds(archive)
     assert archive.obs.column("depth")[5] == 6.5
 
 
@@ -143,13 +143,13 @@ def test_obs_columns_are_read_one_at_a_time(build: Build, monkeypatch: pytest.Mo
     assert decoded == ["depth"]
 
 
-def test_an_archive_stays_readable_when_its_directory_is_gone(build: Build, holds: Holds, expected: dict[str, Any]) -> None:
+def test_an_archive_stays_readable_when_its_directory_is_gone(build: Build, assert_holds: Holds, expected: dict[str, Any]) -> None:
     """Everything is mapped at opening: an exchange of the directory does not touch a reader."""
     path = build()
     archive = open_raw(path)
     shutil.rmtree(path)
 
-    holds(archive)
+    assert_holds(archive)
     assert archive.obs.column("depth").to_numpy().tolist() == list(expected["depths"])
 
 

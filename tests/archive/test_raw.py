@@ -40,11 +40,11 @@ def state_of(path: Path) -> dict[str, tuple[int, int, int]]:
         ("D", "json", ("float32", "uint8", "uint8")),
     ],
 )
-def test_archives_of_all_generations_open(build: Build, holds: Holds, generation: str, labels: str, dtypes: tuple[str, ...]) -> None:
+def test_archives_of_all_generations_open(build: Build, assert_holds: Holds, generation: str, labels: str, dtypes: tuple[str, ...]) -> None:
     """What the file holds is what is read, and the generation is told."""
     archive = open_raw(build(generation, labels=labels))
 
-    holds(archive)
+    assert_holds(archive)
     assert tuple(archive.dtypes[name] for name in raw.ARRAY_FILES) == dtypes
     assert archive.generation == generation
     assert (archive.n_rows, archive.nnz, archive.canonical) == (6, 9, False)
@@ -52,19 +52,19 @@ def test_archives_of_all_generations_open(build: Build, holds: Holds, generation
 
 
 @pytest.mark.parametrize("labels", ["text", "pickle"])
-def test_archives_without_header_are_float32_with_a_warning(build: Build, holds: Holds, labels: str) -> None:
+def test_archives_without_header_are_float32_with_a_warning(build: Build, assert_holds: Holds, labels: str) -> None:
     """The oldest archives do not say their dtype; values of four bytes are taken for float32."""
     path = build("A", labels=labels)
 
     with pytest.warns(UserWarning, match=r"SCDL header missing at .*header\.sch"):
         archive = open_raw(path)
 
-    holds(archive)
+    assert_holds(archive)
     assert archive.generation == "A"
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint64", "float16", "float64"])
-def test_archives_without_header_of_other_sizes_ask_for_the_dtype(build: Build, holds: Holds, dtype: str) -> None:
+def test_archives_without_header_of_other_sizes_ask_for_the_dtype(build: Build, assert_holds: Holds, dtype: str) -> None:
     """Values that are not four bytes wide are refused, and read once the dtype is given."""
     path = build("A", data_dtype=dtype)
 
@@ -72,7 +72,7 @@ def test_archives_without_header_of_other_sizes_ask_for_the_dtype(build: Build, 
         open_raw(path)
     archive = open_raw(path, data_dtype=dtype)
 
-    holds(archive)
+    assert_holds(archive)
     assert archive.data.dtype == dtype
 
 
@@ -91,7 +91,7 @@ def test_a_dtype_that_no_archive_has_is_refused(build: Build) -> None:
 
 
 @pytest.mark.parametrize("generation", ["C", "D"])
-def test_newer_archives_that_lost_their_header_open(build: Build, holds: Holds, generation: str) -> None:
+def test_newer_archives_that_lost_their_header_open(build: Build, assert_holds: Holds, generation: str) -> None:
     """Narrow pointers and columns are told by the file sizes and the number of rows."""
     path = build(generation)
     (path / "header.sch").unlink()
@@ -99,7 +99,7 @@ def test_newer_archives_that_lost_their_header_open(build: Build, holds: Holds, 
     with pytest.warns(UserWarning, match="SCDL header missing"):
         archive = open_raw(path)
 
-    holds(archive)
+    assert_holds(archive)
 
 
 def test_archives_without_features_have_rows(build: Build, expected: dict[str, Any]) -> None:
@@ -134,7 +134,9 @@ def test_an_empty_archive_opens(build: Build, make_features: Callable[..., None]
 # Headers
 
 
-def test_unknown_arrays_and_a_newer_minor_version_are_passed_over(build: Build, make_header: Callable[..., bytes], holds: Holds) -> None:
+def test_unknown_arrays_and_a_newer_minor_version_are_passed_over(
+    build: Build, make_header: Callable[..., bytes], assert_holds: Holds
+) -> None:
     """What a later version adds does not keep the rows from being read, and is kept in the header."""
     path = build()
     arrays = [("DATA", 9, 6), *MINIMAL, ("SPATIAL", 5, 7)]
@@ -142,26 +144,28 @@ def test_unknown_arrays_and_a_newer_minor_version_are_passed_over(build: Build, 
 
     archive = open_raw(path)
 
-    holds(archive)
+    assert_holds(archive)
     assert archive.header is not None
     assert [array.name for array in archive.header.arrays] == ["DATA", "ROWPTR", "COLPTR", "SPATIAL"]
     assert archive.header.trailing == b"more"
 
 
-def test_headers_that_end_after_the_arrays_are_read(build: Build, make_header: Callable[..., bytes], holds: Holds) -> None:
+def test_headers_that_end_after_the_arrays_are_read(build: Build, make_header: Callable[..., bytes], assert_holds: Holds) -> None:
     """The oldest headers list no feature indices."""
     path = build("B")
     (path / "header.sch").write_bytes(make_header([("DATA", 9, 6), ("ROWPTR", 7, 4), ("COLPTR", 9, 3)], None))
 
-    holds(open_raw(path))
+    assert_holds(open_raw(path))
 
 
-def test_arrays_that_the_header_does_not_name_have_default_dtypes(build: Build, make_header: Callable[..., bytes], holds: Holds) -> None:
+def test_arrays_that_the_header_does_not_name_have_default_dtypes(
+    build: Build, make_header: Callable[..., bytes], assert_holds: Holds
+) -> None:
     """Without their entries, pointers are uint64, columns uint32 and values float32."""
     path = build("B")
     (path / "header.sch").write_bytes(make_header([], []))
 
-    holds(open_raw(path))
+    assert_holds(open_raw(path))
 
 
 @pytest.mark.parametrize(
@@ -247,10 +251,20 @@ def test_metadata_that_is_no_object_is_refused(build: Build, content: str) -> No
 
 
 @pytest.mark.parametrize("rows", ["6", None, -1, 6.0, True, 10**30])
-def test_a_row_count_that_is_none_is_not_trusted(build: Build, holds: Holds, rows: Any) -> None:
+def test_a_row_count_that_is_none_is_not_trusted(build: Build, assert_holds: Holds, rows: Any) -> None:
     """The number of rows in metadata.json is a hint; what is no number is no hint."""
     path = build("A")
     (path / "metadata.json").write_text(json.dumps({"num_rows": rows}))
 
     with pytest.warns(UserWarning, match="SCDL header missing"):
-        holds(open_raw(path))
+        assert_holds(open_raw(path))
+
+
+def test_the_warning_points_to_the_caller(build: Build) -> None:
+    """A person sees which line of theirs opens the old archive."""
+    from scdl_gpu import SingleCellMemMapDataset
+
+    with pytest.warns(UserWarning, match="SCDL header missing") as warned:
+        SingleCellMemMapDataset(build("A"))
+
+    assert warned[0].filename == __file__

@@ -15,21 +15,21 @@ Holds = Callable[[RawArchive], None]
 
 @pytest.mark.parametrize("name", ["row_ptr.npy", "col_ptr.npy"])
 @pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64"])
-def test_pointers_and_columns_that_were_widened_are_read(build: Build, holds: Holds, name: str, dtype: str) -> None:
+def test_pointers_and_columns_that_were_widened_are_read(build: Build, assert_holds: Holds, name: str, dtype: str) -> None:
     """A header that still says uint8 is corrected by the number of rows."""
     path = build()
     np.fromfile(path / name, "uint8").astype(dtype).tofile(path / name)
 
     archive = open_raw(path)
 
-    holds(archive)
+    assert_holds(archive)
     assert archive.dtypes[name] == dtype
 
 
 @pytest.mark.parametrize(
     ("recorded", "actual"), [("float32", "float64"), ("float32", "uint8"), ("uint16", "uint32"), ("float16", "uint64")]
 )
-def test_values_that_were_cast_to_another_width_ask_for_the_dtype(build: Build, holds: Holds, recorded: str, actual: str) -> None:
+def test_values_that_were_cast_to_another_width_ask_for_the_dtype(build: Build, assert_holds: Holds, recorded: str, actual: str) -> None:
     """Widths tell that the header is wrong, not which dtype is right; given it, the rows are right."""
     path = build(data_dtype=actual, recorded=recorded)
 
@@ -37,7 +37,7 @@ def test_values_that_were_cast_to_another_width_ask_for_the_dtype(build: Build, 
         open_raw(path)
     archive = open_raw(path, data_dtype=actual)
 
-    holds(archive)
+    assert_holds(archive)
 
 
 def many_values(path: Path, stored: str, recorded: str, make_header: Callable[..., bytes], code: dict[str, int]) -> None:
