@@ -9,7 +9,6 @@ import itertools
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scdl_gpu.archive import change
+from scdl_gpu.archive.commit import make_directory, remove, sync
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.features import VariableFeatureIndex
 from scdl_gpu.dataset import SingleCellMemMapDataset, joined_dtype
@@ -49,7 +49,7 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         self.metadata: dict[str, int] = {}
         self.fname_to_mmap: dict[Path, SingleCellMemMapDataset] = {}
         self._var_feature_index = VariableFeatureIndex()
-        self.data_path.mkdir(parents=True, exist_ok=True)
+        make_directory(self.data_path)
         for archive in self._remembered():
             self._add(archive, self._open(archive))
         self._remember()
@@ -74,6 +74,7 @@ class SingleCellCollection(SingleCellRowDatasetCore):
                 stream.flush()
                 os.fsync(stream.fileno())
             new.replace(file)
+            sync(self.data_path)
 
     def _remembered(self) -> list[Path]:
         """Return the archives that are there: in the order written down, then those that were not."""
@@ -227,7 +228,7 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         datasets = list(self.fname_to_mmap.values())
         change.join_into([dataset.archive for dataset in datasets], Path(output_path), data_dtype=joined_dtype(datasets))
         if destroy_on_copy:
-            shutil.rmtree(self.data_path)
+            remove(self.data_path)
             self.fname_to_mmap, self._var_feature_index = {}, VariableFeatureIndex()
 
 

@@ -44,7 +44,8 @@ def _rename(source: Path, target: Path, flags: int) -> None:
         raise OSError(code, os.strerror(code), os.fspath(source), None, os.fspath(target))
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file, or the names in a directory, durable."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -52,12 +53,12 @@ def _fsync(path: Path) -> None:
         os.close(fd)
 
 
-def _make_directory(directory: Path) -> None:
+def make_directory(directory: Path) -> None:
     """Make a directory, and those above it that are missing, durably."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     for path in missing:
-        _fsync(path.parent)
+        sync(path.parent)
 
 
 def _raise(error: OSError) -> None:
@@ -71,8 +72,8 @@ def _sync_tree(directory: Path) -> None:
         for name in names:
             file = Path(parent, name)
             if file.stat().st_nlink == 1:
-                _fsync(file)
-        _fsync(Path(parent))
+                sync(file)
+        sync(Path(parent))
 
 
 def _link_tree(source: Path, target: Path, replaced: Collection[str]) -> None:
@@ -169,7 +170,7 @@ def remove(path: Path) -> None:
     try:
         hidden = path.with_name(f".{path.name}.staging-{secrets.token_hex(4)}")
         path.rename(hidden)
-        _fsync(path.parent)
+        sync(path.parent)
         _remove(hidden)
     finally:
         _unlock(path, lock)
@@ -218,7 +219,7 @@ class Staging:
     @classmethod
     def _begin(cls, path: Path, needed_bytes: int, *, exchange: bool) -> Self:
         with _space_errors(path):
-            _make_directory(path.parent)
+            make_directory(path.parent)
             lock = _lock(path)
         try:
             if not exchange and os.path.lexists(path):
@@ -246,7 +247,7 @@ class Staging:
                 self._swap()
             else:
                 self._place()
-            _fsync(self.path.parent)
+            sync(self.path.parent)
         self.discard()
 
     def discard(self) -> None:

@@ -64,7 +64,7 @@ def array_dtypes(
     dtypes[DATA] = _plausible(path, dtypes[DATA], sizes[DATA], data_dtype)
     if header is None and data_dtype is None:
         warnings.warn(
-            f"SCDL header missing at {path / FileNames.HEADER.value}; the values are taken for float32", UserWarning, stacklevel=7
+            f"SCDL header missing at {path / FileNames.HEADER.value}; the values are taken for float32", UserWarning, stacklevel=8
         )
     return dtypes
 

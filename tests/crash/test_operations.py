@@ -6,10 +6,8 @@ import pytest
 
 CREATIONS = ["construct", "construct in blocks", "convert csr", "convert csc", "convert dense", "fill by hand"]
 CHANGES = ["cast", "concat", "concat elsewhere", "save elsewhere"]
-TORN = pytest.mark.xfail(strict=True, reason="flatten removes the collection in place: a death leaves archives that are half there")
-UNSYNCED = pytest.mark.xfail(strict=True, reason="a collection does not sync its directory, nor the one that it is made in")
-DESTRUCTIONS = ["concat destroying", "concat in place destroying", pytest.param("flatten destroying", marks=TORN)]
-COLLECTIONS = [pytest.param("collection load", marks=UNSYNCED), pytest.param("collection load many", marks=UNSYNCED), "flatten"]
+DESTRUCTIONS = ["concat destroying", "concat in place destroying", "flatten destroying"]
+COLLECTIONS = ["collection load", "collection load many", "flatten"]
 
 
 @pytest.mark.parametrize("operation", CREATIONS + CHANGES + DESTRUCTIONS + COLLECTIONS)
