@@ -20,7 +20,7 @@ import scipy.sparse
 from scdl_gpu.archive.columns import Column
 from scdl_gpu.convert.array import Array, ExactFloat64, MemoryArray
 from scdl_gpu.convert.dense import DenseMatrix
-from scdl_gpu.convert.frames import Frame, frame_of, read_frame
+from scdl_gpu.convert.frames import Frame, frame_of, read_frame, read_guarded
 from scdl_gpu.convert.h5array import H5_ERRORS, H5Array
 from scdl_gpu.convert.matrix import CompressedMatrix, Matrix
 from scdl_gpu.errors import SourceError
@@ -141,13 +141,15 @@ def _open_h5ad(h5ad: _H5ad, x: str, *, obs: bool) -> Source:
         raise SourceError(f"{path} is damaged ({error}); copy or write it again") from error
 
     def part(kind: str, key: str) -> str:
-        keys = sorted(h5ad.get(kind) or ())
-        if key not in keys:
-            raise MissingMatrixError(f"{path} has no {kind}[{key!r}]; it has {', '.join(keys) or 'none'}", tuple(keys))
-        return f"{kind}/{key}"
+        members = _members(h5ad, kind)
+        if key not in members:
+            raise MissingMatrixError(f"{path} has no {kind}[{key!r}]; it has {', '.join(sorted(members)) or 'none'}", tuple(members))
+        return members[key]
 
     def obsm(key: str) -> Array:
         item = h5ad.get(part("obsm", key))
+        if isinstance(item, h5py.Dataset) and item.dtype.names:
+            return _memory_array(f"{path}: obsm[{key!r}]", read_guarded(f"{path}: obsm", lambda: np.ascontiguousarray(item[key])))
         if not isinstance(item, h5py.Dataset):
             raise SourceError(f"{path}: obsm[{key!r}] is no dense array; only arrays can be kept: leave {key!r} out")
         return h5ad.array(item)
@@ -162,6 +164,19 @@ def _open_h5ad(h5ad: _H5ad, x: str, *, obs: bool) -> Source:
         obsp=lambda key: h5ad.matrix(part("obsp", key)),
         stack=ExitStack(),
     )
+
+
+def _members(h5ad: _H5ad, kind: str) -> dict[str, str]:
+    """Find the members of obsm or obsp: key -> where it lies.
+
+    AnnData before 0.7 kept all of obsm in one dataset of fields, and the two graphs of a neighbour search in uns.
+    """
+    item = h5ad.get(kind)
+    if isinstance(item, h5py.Dataset):
+        return dict.fromkeys(item.dtype.names or (), kind)
+    found = {key: f"{kind}/{key}" for key in item or ()}
+    old = [f"uns/neighbors/{key}" for key in ("distances", "connectivities")] if kind == "obsp" else []
+    return {name.rpartition("/")[2]: name for name in old if isinstance(h5ad.get(name), h5py.Group)} | found
 
 
 def _matrices(h5ad: _H5ad) -> dict[str, str]:
