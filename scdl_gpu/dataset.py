@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from scdl_gpu.archive import change
 from scdl_gpu.archive.check import check_rows
-from scdl_gpu.archive.commit import Staging, remove
+from scdl_gpu.archive.commit import Staging, remove, space_errors
 from scdl_gpu.archive.constants import FLOAT_ORDER, INT_ORDER, FileNames, Mode, NeighborSamplingStrategy, determine_dtype
 from scdl_gpu.archive.dtypes import DEFAULT_DTYPES
 from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive, open_raw
@@ -87,7 +87,8 @@ class SingleCellMemMapDataset(ArchiveRows):
         self._canonical: bool | None = None
         self.dtypes = dict(DEFAULT_DTYPES) | ({DATA: data_dtype} if data_dtype else {})
         try:
-            self._obtain(h5ad_path, num_elements, num_rows)
+            with space_errors(Path(data_path)):
+                self._obtain(h5ad_path, num_elements, num_rows)
         except BaseException:
             self._drop_staging()
             raise
@@ -146,7 +147,8 @@ class SingleCellMemMapDataset(ArchiveRows):
             raise FileNotFoundError(f"Error: could not find h5ad path {anndata_path}")
         if self._staging is None and os.path.lexists(self.data_path):
             raise ValueError(f"{self.data_path} holds rows already; convert {anndata_path} into an archive of its own and use concat")
-        var, obs = self._convert(Path(anndata_path))
+        with space_errors(Path(self.data_path)):
+            var, obs = self._convert(Path(anndata_path))
         label = str(anndata_path)
         try:
             self._var_feature_index.append_features(len(obs), var.features(self.var_feature_index_name), label, names=var.names)
@@ -253,15 +255,16 @@ class SingleCellMemMapDataset(ArchiveRows):
         """Put a staged archive in place and read it from there."""
         canonical = self._check_filled() if self._canonical is None else self._canonical
         staging = self._stage()
-        _flush(self._archive)
-        finish(
-            staging.directory,
-            dtypes=self.dtypes,
-            var=self._var_feature_index,
-            obs=self._obs_feature_index,
-            canonical=canonical,
-            extra=self.metadata,
-        )
+        with space_errors(staging.path):
+            _flush(self._archive)
+            finish(
+                staging.directory,
+                dtypes=self.dtypes,
+                var=self._var_feature_index,
+                obs=self._obs_feature_index,
+                canonical=canonical,
+                extra=self.metadata,
+            )
         staging.commit()
         self._read(self.data_path)
 

@@ -140,7 +140,7 @@ def _abandon(path: Path, directory: Path, fd: int, owner: int) -> None:
 
 
 @contextlib.contextmanager
-def _space_errors(path: Path) -> Iterator[None]:
+def space_errors(path: Path) -> Iterator[None]:
     """Turn a full disk into an ArchiveError that says where and how full."""
     try:
         yield
@@ -149,7 +149,7 @@ def _space_errors(path: Path) -> Iterator[None]:
             raise
         existing = next(parent for parent in path.parents if parent.exists())
         raise ArchiveError(
-            f"{path}: no space left while writing ({free_bytes(existing):,} bytes free on that file system); "
+            f"{path}: no space left while writing: {free_bytes(existing):,} bytes free on that file system; "
             f"nothing was changed: make room, or write elsewhere"
         ) from error
 
@@ -218,7 +218,7 @@ class Staging:
 
     @classmethod
     def _begin(cls, path: Path, needed_bytes: int, *, exchange: bool) -> Self:
-        with _space_errors(path):
+        with space_errors(path):
             make_directory(path.parent)
             lock = _lock(path)
         try:
@@ -232,7 +232,7 @@ class Staging:
                     f"{path}: needs {needed_bytes:,} bytes, the file system has {free:,} free; make room, or write elsewhere"
                 )
             directory = path.with_name(f".{path.name}.staging-{secrets.token_hex(4)}")
-            with _space_errors(path):
+            with space_errors(path):
                 directory.mkdir()
         except BaseException:
             _unlock(path, lock)
@@ -278,7 +278,7 @@ class Staging:
     @contextlib.contextmanager
     def _discarding(self) -> Iterator[None]:
         try:
-            with _space_errors(self.path):
+            with space_errors(self.path):
                 yield
         except BaseException:
             self.discard()
