@@ -1,13 +1,11 @@
 """Archives as sources: the rows of an archive written anew, in canonical form or in another dtype.
 
 Knows opened archives, of any generation, and what they hold beside their rows, all of which is kept: features of
-every block, names, neighbours, obsm and obsp. Integers are read as uint64, so that sums of duplicate columns do not
-wrap; that costs a conversion per value, and the dtype to store is found as for any source.
+every block, names, neighbours, obsm and obsp. They are read through maps: pages, not copies.
 """
 
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from scdl_gpu.archive.features import ObservedFeatureIndex
 from scdl_gpu.archive.graphs import GRAPH_FILES, NEIGHBOR_DTYPES, NEIGHBOR_FILES, graph_directory, vectors_file
 from scdl_gpu.archive.raw import RawArchive, open_raw
 from scdl_gpu.archive.writer import ArrayWriter, finish
+from scdl_gpu.convert.array import MemoryArray
 from scdl_gpu.convert.matrix import CompressedMatrix
 from scdl_gpu.convert.write import Written, write_matrix
 from scdl_gpu.errors import ArchiveError, SourceError
@@ -36,34 +35,6 @@ def is_archive(source: Any) -> bool:
     return isinstance(source, str | os.PathLike) and any(Path(source, name).is_file() for name in MARKS)
 
 
-@dataclass(frozen=True)
-class MappedArray:
-    """A mapped array, read as `dtype`, which must hold its values."""
-
-    where: str
-    values: NDArray[Any]
-    dtype: np.dtype[Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Length."""
-        return self.values.shape
-
-    @property
-    def chunk_shape(self) -> tuple[int, ...]:
-        """Any range will do."""
-        return (1,)
-
-    def read(self, start: int, stop: int, out: NDArray[Any], columns: tuple[int, int] | None = None) -> NDArray[Any]:
-        """Return a view where the dtype is that of the file, else `out[:stop - start]`, filled. There are no `columns`."""
-        part = np.asarray(self.values[start:stop])
-        if part.dtype == self.dtype:
-            return part
-        out = out[: part.size]
-        np.copyto(out, part)
-        return out
-
-
 def open_archive(path: Path, stored_dtype: str | None = None) -> tuple[RawArchive, CompressedMatrix]:
     """Open an archive and its rows as a matrix, as wide as its widest block.
 
@@ -71,12 +42,8 @@ def open_archive(path: Path, stored_dtype: str | None = None) -> tuple[RawArchiv
     """
     archive = open_raw(path, data_dtype=stored_dtype)
     widths = archive.var.column_dims() or [1 + max((int(piece.max()) for piece in _pieces(archive.indices)), default=-1)]
-    wide = np.dtype(np.uint64) if archive.data.dtype.kind == "u" else archive.data.dtype
-    arrays = (
-        MappedArray(str(path / FileNames.ROWPTR.value), archive.indptr, archive.indptr.dtype),
-        MappedArray(str(path / FileNames.COLPTR.value), archive.indices, archive.indices.dtype),
-        MappedArray(str(path / FileNames.DATA.value), archive.data, wide),
-    )
+    named = ((FileNames.ROWPTR, archive.indptr), (FileNames.COLPTR, archive.indices), (FileNames.DATA, archive.data))
+    arrays = (MemoryArray(str(path / name.value), np.asarray(array)) for name, array in named)
     return archive, CompressedMatrix(str(path), (archive.n_rows, max(widths)), *arrays)
 
 

@@ -1,7 +1,7 @@
 """A block: some consecutive rows as CSR, the unit in which conversion works.
 
 Knows sizes and memory, not sources or files. A block holds about BLOCK_NNZ elements, so memory does not grow
-with the matrix: 4 M are 32 to 64 MB, and larger blocks are not faster (benchmarks/LOG.md, 2026-11-23).
+with the matrix: 1 M are 8 to 16 MB, and blocks of 4 M take twice the system time (benchmarks/LOG.md, 2026-11-23).
 """
 
 from collections.abc import Generator, Iterator
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from scdl_gpu.errors import SourceError
 
-BLOCK_NNZ = 4 << 20
+BLOCK_NNZ = 1 << 20
 
 
 class Block(NamedTuple):

@@ -19,6 +19,8 @@ from scdl_gpu.errors import SourceError
 from scdl_gpu.kernels import canonical
 
 POINTER_PIECE = 1 << 18
+SPOOLED_NNZ = 4 << 20
+"""Elements that go to a spool at a time: what a bucket gets of them is read back by one request each."""
 
 
 class Matrix(Protocol):
@@ -115,7 +117,7 @@ class CompressedMatrix:
 
     def blocks(self, scratch: Path) -> Blocks:
         """Yield all rows in order."""
-        return self._major_blocks() if self.is_row_major else self._transposed_blocks(scratch)
+        return self._major_blocks(BLOCK_NNZ) if self.is_row_major else self._transposed_blocks(scratch)
 
     @cached_property
     def sample(self) -> NDArray[Any]:
@@ -132,11 +134,11 @@ class CompressedMatrix:
         """Bytes of temporary files that `blocks` makes: none for a CSR."""
         return 0 if self.is_row_major else spool_bytes(self.estimated_nnz, self.shape, self.dtype)
 
-    def _major_blocks(self) -> Blocks:
-        """Yield blocks of rows (CSR) or columns (CSC) as they are stored."""
+    def _major_blocks(self, limit: int) -> Blocks:
+        """Yield blocks of rows (CSR) or columns (CSC) as they are stored, of about `limit` elements."""
         indices, data = Buffers(self._indices.dtype), Buffers(self._data.dtype)
         for first, pointers in pointer_pieces(self._indptr, self._data.shape[0]):
-            for row, stop in cuts(pointers, BLOCK_NNZ):
+            for row, stop in cuts(pointers, limit):
                 low, high = int(pointers[row]), int(pointers[stop])
                 columns = self._indices.read(low, high, indices.next(high - low))
                 values = self._data.read(low, high, data.next(high - low))
@@ -146,7 +148,7 @@ class CompressedMatrix:
         nnz, (n_rows, n_vars) = self._data.shape[0], self.shape
         buckets = plan_buckets(n_rows, nnz, self.dtype.itemsize, self._row_pieces())
         with Spool(scratch, buckets, n_vars, self.dtype) as spool:
-            for block in ahead(self._major_blocks()):
+            for block in ahead(self._major_blocks(SPOOLED_NNZ)):
                 self._check_rows(block)
                 columns = np.empty(block.indices.size, np.uint32)
                 canonical.number_elements(block.indptr, np.uint32(block.first_row), columns)

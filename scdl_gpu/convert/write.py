@@ -5,6 +5,7 @@ decompressed while the one before it is checked, cast and written. The files gro
 begin in the dtype that a sample asks for, and are rewritten where a later value needs a wider one.
 """
 
+import math
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from scdl_gpu.errors import SourceError
 from scdl_gpu.kernels import canonical as kernels
 
 SHOW_AFTER_SECONDS = 2
+WIDEST = {"u": np.uint64, "i": np.int64, "f": np.float64}
+"""What duplicates are summed in, by kind: a narrower dtype would wrap, or round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class _RowWriter:
         self._holding = EVERY
         self._is_canonical = True
         self._worst = 0.0
+        self._summed_off = 0.0
         self._cast_memory = np.empty(0, np.uint8)
         self._column_memory = np.empty(0, self._indices.dtype)
 
@@ -123,7 +127,8 @@ class _RowWriter:
         if block.data.dtype == bool:
             block = block._replace(data=block.data.view(np.uint8))
         if canonical:
-            block = canonical_rows(block, self._matrix, ascending=ascending)
+            block = block if ascending else self._sorted(block, tolerance if fixed else 0.0)
+            block = block if unsigned(block.data).all() else _without_zeros(block, block.data)[0]
         stored = self._cast_fixed(block, tolerance) if fixed else self._cast_auto(block)
         has_zeros = stored.size and not unsigned(stored).all()
         if canonical and has_zeros:
@@ -131,6 +136,23 @@ class _RowWriter:
         elif has_zeros or not (canonical or ascending):
             self._is_canonical = False
         self._write(block, stored)
+
+    def _sorted(self, block: Block, tolerance: float | None) -> Block:
+        """Return a block with ascending columns, duplicates summed; a sum further off than `tolerance` raises SourceError."""
+        self._summed_off = 0.0
+        block = _by_column(block, self._matrix.shape[1])
+        if kernels.scan_columns(block.indptr, block.indices)[1]:
+            return block
+        block, off, where = _merged(block, is_bool=self._matrix.dtype == bool)
+        if off == math.inf or (tolerance is not None and off > tolerance):
+            what = f"cannot be summed in {block.data.dtype}" if off == math.inf else f"have a sum that no storable dtype holds: it is {off:g} off"
+            raise SourceError(
+                f"{self._matrix.where}: the duplicates in {self._row_and_column(block, where)} {what}; choose data_dtype='float64' and a "
+                f"tolerance that accepts the difference, or canonical=False (--as-stored), which keeps them apart"
+            )
+        self._summed_off = off
+        self._worst = max(self._worst, off)
+        return block
 
     def _cast_auto(self, block: Block) -> NDArray[Any]:
         held = holding(block.data, self._holding)
@@ -148,6 +170,7 @@ class _RowWriter:
         if self._data.dtype.name in held:
             return stored
         worst, where = loss(block.data, stored)
+        worst += self._summed_off
         self._worst = max(self._worst, worst)
         if tolerance is not None and worst > tolerance:
             fitting = holding(block.data)
@@ -169,8 +192,11 @@ class _RowWriter:
         return out
 
     def _place(self, block: Block, k: int) -> str:
+        return f"{self._matrix.where}: the value {block.data[k]} in {self._row_and_column(block, k)}"
+
+    def _row_and_column(self, block: Block, k: int) -> str:
         row = block.first_row + int(np.searchsorted(block.indptr, k, side="right")) - 1
-        return f"{self._matrix.where}: the value {block.data[k]} in row {row}, column {block.indices[k]}"
+        return f"row {row}, column {block.indices[k]}"
 
     def _unstorable(self, block: Block) -> SourceError:
         k = first_misfit(block.data, self._holding)
@@ -213,16 +239,7 @@ class _RowWriter:
         )
 
 
-def canonical_rows(block: Block, matrix: Matrix, *, ascending: bool) -> Block:
-    """Return the rows of a block sorted, duplicates summed and zeros dropped; the block itself where nothing is to be done."""
-    if not ascending:
-        block = _merged(_sorted(block, matrix.shape[1]), is_bool=matrix.dtype == bool)
-    if unsigned(block.data).all():
-        return block
-    return _without_zeros(block, block.data)[0]
-
-
-def _sorted(block: Block, n_vars: int) -> Block:
+def _by_column(block: Block, n_vars: int) -> Block:
     """Sort each row by column: elements go by columns first, then back by rows, which keeps equal columns in order."""
     n = block.indices.size
     rows, by_column = np.empty(n, np.uint32), np.empty(n, np.uint32)
@@ -237,15 +254,21 @@ def _sorted(block: Block, n_vars: int) -> Block:
     return Block(block.first_row, block.indptr, indices, data)
 
 
-def _merged(block: Block, *, is_bool: bool) -> Block:
-    """Sum duplicates, in place; a sum of booleans is a boolean, as in SciPy."""
-    indptr = block.indptr.copy()
-    data = block.data.astype(np.float32) if block.data.dtype == np.float16 else block.data
-    kept = kernels.merge_duplicates(indptr, block.indices, data)
+def _merged(block: Block, *, is_bool: bool) -> tuple[Block, float, int]:
+    """Sum duplicates in 64 bits: (the block, how far the worst sum is off, where); infinitely far where 64 bits are too few.
+
+    A sum of booleans is a boolean, as in SciPy.
+    """
+    indptr, data = block.indptr.copy(), block.data.astype(WIDEST[block.data.dtype.kind], copy=False)
+    if data.dtype == np.float64:
+        kept, off, where = kernels.merge_floats(indptr, block.indices, data)
+    else:
+        kept, where = kernels.merge_integers(indptr, block.indices, data)
+        off = math.inf if where >= 0 else 0.0
     data = data[:kept]
     if is_bool:
         np.minimum(data, 1, out=data)
-    return Block(block.first_row, indptr, block.indices[:kept], data)
+    return Block(block.first_row, indptr, block.indices[:kept], data), off, where
 
 
 def _without_zeros(block: Block, stored: NDArray[Any]) -> tuple[Block, NDArray[Any]]:

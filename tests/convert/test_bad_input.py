@@ -1,5 +1,6 @@
 """Sources that cannot be converted: an error that names place and value, and nothing left behind."""
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,20 @@ def test_objects_that_are_no_matrix(tmp_path: Path) -> None:
     for k, (source, fragment) in enumerate([({"a": 1}, "pass an h5ad path"), (np.ones(3), "two-dimensional"), (np.array([["a"]]), "real")]):
         (tmp_path / str(k)).mkdir()
         assert_refused(source, tmp_path / str(k), fragment)
+
+
+def test_flipped_bits_convert_or_say_what_is_wrong(tmp_path: Path) -> None:
+    """Whatever bit of an h5ad is flipped, the result is an archive or a SourceError, and nothing else is left."""
+    random = np.random.default_rng(0)
+    matrix = ("csr", *map(np.array, (INDPTR, INDICES, DATA)))
+    content = write_h5ad(tmp_path / "whole.h5ad", matrix, 3, 4, compression="gzip").read_bytes()
+
+    for k, bit in enumerate(random.integers(0, 8 * len(content), 80)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "bad.h5ad").write_bytes(damaged)
+        with contextlib.suppress(SourceError):
+            convert_h5ad(tmp_path / "bad.h5ad", tmp_path / str(k))
+        assert (tmp_path / str(k) / "header.sch").exists() == (tmp_path / str(k)).exists()
+
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]

@@ -181,7 +181,7 @@ def test_a_late_value_widens_what_was_written(archive: Path) -> None:
 
 def test_a_sum_of_duplicates_may_need_a_narrower_dtype(archive: Path) -> None:
     """Values that only floats hold, but whose sums are counts, are stored as counts."""
-    matrix = scipy.sparse.csr_array((np.array([0.1, 0.9]), np.zeros(2, int), np.array([0, 2])), shape=(1, 1))
+    matrix = scipy.sparse.csr_array((np.array([0.25, 0.75]), np.zeros(2, int), np.array([0, 2])), shape=(1, 1))
 
     convert_h5ad(matrix, archive)
 
