@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 import weakref
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -82,6 +83,7 @@ def _link_tree(source: Path, target: Path, replaced: Collection[str]) -> None:
         relative = Path(parent).relative_to(source)
         directories[:] = [name for name in directories if str(relative / name) not in replaced]
         (target / relative).mkdir(exist_ok=True)
+        (target / relative).chmod(stat.S_IMODE(Path(parent).stat().st_mode) | stat.S_IRWXU)
         for name in (*names, *(name for name in directories if Path(parent, name).is_symlink())):
             if str(relative / name) in replaced:
                 continue
@@ -101,6 +103,12 @@ def _remove(path: Path) -> None:
         return
     except OSError as error:
         logger.warning("%s is left over and could not be removed: %s", path, error)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what killed writers of `path` left, its lock being held."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.staging-*"):
+        _remove(stale)
 
 
 def _lock(path: Path) -> int:
@@ -171,7 +179,7 @@ def remove(path: Path) -> None:
         hidden = path.with_name(f".{path.name}.staging-{secrets.token_hex(4)}")
         path.rename(hidden)
         sync(path.parent)
-        _remove(hidden)
+        _remove_stale(path)
     finally:
         _unlock(path, lock)
 
@@ -224,8 +232,7 @@ class Staging:
         try:
             if not exchange and os.path.lexists(path):
                 raise FileExistsError(f"{path} exists already; choose another path, or remove it first")
-            for stale in path.parent.glob(f".{glob.escape(path.name)}.staging-*"):
-                _remove(stale)
+            _remove_stale(path)
             free = free_bytes(path.parent)
             if needed_bytes > free:
                 raise ArchiveError(

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from scdl_gpu.archive.commit import Staging
+from scdl_gpu.archive.commit import Staging, remove
 
 OPERATIONS = ["staging create", "staging create below new parents", "staging change", "staging change odd name"]
 
@@ -96,3 +96,26 @@ def test_change_refuses_directory_it_cannot_read(tmp_path, monkeypatch):
 
     assert (tmp_path / "archive" / "table" / "a").read_bytes() == b"a"
     assert list(tmp_path.iterdir()) == [tmp_path / "archive"]
+
+
+def test_change_keeps_modes_of_directories(tmp_path):
+    """A directory that a group shares is shared after a change, and so are those in it."""
+    (tmp_path / "archive" / "table").mkdir(parents=True)
+    (tmp_path / "archive").chmod(0o2775)
+    (tmp_path / "archive" / "table").chmod(0o770)
+
+    with Staging.change(tmp_path / "archive"):
+        pass
+
+    assert (tmp_path / "archive").stat().st_mode & 0o7777 == 0o2775
+    assert (tmp_path / "archive" / "table").stat().st_mode & 0o7777 == 0o770
+
+
+def test_removal_takes_what_killed_writers_left(tmp_path):
+    """With a directory go the stagings that killed writers left beside it, and nothing of its neighbours'."""
+    for name in ("archive", ".archive.staging-dead", ".archive2.staging-dead"):
+        (tmp_path / name).mkdir()
+
+    remove(tmp_path / "archive")
+
+    assert list(tmp_path.iterdir()) == [tmp_path / ".archive2.staging-dead"]
