@@ -46,62 +46,80 @@ def index_dtype(n_rows: int, n_vars: int, nnz: int) -> np.dtype[Any]:
     return np.dtype(np.int32 if max(n_rows * n_vars, nnz) < 2**31 else np.int64)
 
 
-def gather_csr(
-    indptr: NDArray[Any], indices: NDArray[Any], data: NDArray[Any], rows: Ints, *, n_vars: int, duplicates: bool = False
-) -> Csr:
-    """Gather `rows` of a CSR of `n_vars` columns into one CSR, ascending within each row.
+class CsrSource:
+    """The arrays of a CSR, told to the kernels once: rows are then gathered from them again and again.
 
-    indptr: (n + 1,) unsigned; indices, data: (nnz,) in stored dtypes; rows: (b,) int64, each 0 <= row < n.
-    duplicates: admit a column twice in a row. Returns arrays of its own.
-    Raises GatherError at the first row with bad pointers, a column out of range, or one that is there twice.
+    indptr: (n + 1,) unsigned; indices, data: (nnz,) in stored dtypes. They are kept, and must not change their place.
     """
-    from scdl_gpu.kernels import cpu, shards
 
-    starts = np.empty(rows.size, np.int64)
-    pointers = np.empty(rows.size + 1, np.int64)
-    bad = int(cpu.row_pointers(indptr, rows, indices.size, starts, pointers))
-    if bad != cpu.OK:
-        start, stop = indptr[rows[bad]], indptr[rows[bad] + 1]
-        raise GatherError(bad, f"row pointers {start} and {stop}, expected 0 <= start <= stop <= {indices.size}")
-    nnz = int(pointers[-1])
-    chosen = np.dtype(np.int64) if indices.dtype == np.uint64 else index_dtype(rows.size, n_vars, nnz)
-    out = Csr(pointers.astype(chosen, copy=False), np.empty(nnz, chosen), np.empty(nnz, BATCH_DTYPES.get(data.dtype.name, data.dtype)))
-    values = out.data.view(np.uint16) if out.data.dtype == np.float16 else out.data
-    table, kind, every_row = shards.entry(indices, data), shards.kind_of(out.data.dtype), np.empty(0, np.int32)
-    faults: list[Ints] = []
+    __slots__ = ("_kind", "_made", "_nothing", "_table", "data", "indices", "indptr")
 
-    def copy(first: int, last: int) -> None:
-        found = np.full(shards.FAULTS, shards.NO_FAULT, np.int32)
-        part = pointers[first : last + 1]
-        cpu.gather_csr(table, every_row, starts[first:last], every_row, part, n_vars, part, kind, out.indices, values, found)
-        faults.append(np.where(found < shards.NO_FAULT, found.astype(np.int64) + first, shards.NO_FAULT))
+    def __init__(self, indptr: NDArray[Any], indices: NDArray[Any], data: NDArray[Any]) -> None:
+        from scdl_gpu.kernels import shards
 
-    _split(copy, pointers)
-    first_faults = np.min(faults, axis=0)
-    outside, twice = int(first_faults[shards.OUT_OF_RANGE]), int(first_faults[shards.DUPLICATE])
-    if outside < shards.NO_FAULT:
-        columns = indices[starts[outside] : starts[outside] + pointers[outside + 1] - pointers[outside]]
-        raise GatherError(outside, f"column {columns[columns >= n_vars][0]}, expected 0..{n_vars - 1}")
-    if twice < shards.NO_FAULT and not duplicates:
-        columns = out.indices[out.indptr[twice] : out.indptr[twice + 1]]
-        repeated = columns[1:][columns[1:] == columns[:-1]][0]
-        cure = "bring the rows into canonical form with `scdl-gpu convert --canonical`"
-        raise GatherError(twice, f"column {repeated} is there twice", cure)
-    return out
+        self.indptr, self.indices, self.data = indptr, indices, data
+        self._made = BATCH_DTYPES.get(data.dtype.name, data.dtype)
+        self._kind = shards.kind_of(self._made)
+        self._table, self._nothing = shards.entry(indices, data), np.empty(0, np.int32)
+
+    def gather(self, rows: Ints, *, n_vars: int, duplicates: bool = False) -> Csr:
+        """Gather `rows`, (b,) int64 each 0 <= row < n, into one CSR of `n_vars` columns, ascending within each row.
+
+        duplicates: admit a column twice in a row. Returns arrays of its own.
+        Raises GatherError at the first row with bad pointers, a column out of range, or one that is there twice.
+        """
+        from scdl_gpu.kernels import cpu, pointers, shards
+
+        starts, ends = np.empty(rows.size, np.int64), np.empty(rows.size + 1, np.int64)
+        bad = int(pointers.row_pointers(self.indptr, rows, self.indices.size, starts, ends))
+        if bad != pointers.OK:
+            start, stop = self.indptr[rows[bad]], self.indptr[rows[bad] + 1]
+            raise GatherError(bad, f"row pointers {start} and {stop}, expected 0 <= start <= stop <= {self.indices.size}")
+        nnz = int(ends[-1])
+        chosen = np.dtype(np.int64) if self.indices.dtype == np.uint64 else index_dtype(rows.size, n_vars, nnz)
+        out = Csr(ends.astype(chosen, copy=False), np.empty(nnz, chosen), np.empty(nnz, self._made))
+        values = out.data.view(np.uint16) if self._made == np.float16 else out.data
+
+        def copy(first: int, last: int) -> Ints:
+            found = np.array([shards.NO_FAULT] * shards.FAULTS, np.int32)
+            part, nothing = ends[first : last + 1], self._nothing
+            cpu.gather_csr(
+                self._table, nothing, starts[first:last], nothing, part, n_vars, part, self._kind, out.indices, values, found
+            )  # fmt: skip
+            return (
+                np.where(found < shards.NO_FAULT, found.astype(np.int64) + first, shards.NO_FAULT)
+                if found.min() < shards.NO_FAULT
+                else found
+            )
+
+        faults = np.min(_split(copy, ends), axis=0)
+        if int(faults.min()) < shards.NO_FAULT:
+            self._raise(faults, starts, out, n_vars, duplicates=duplicates)
+        return out
+
+    def _raise(self, faults: Ints, starts: Ints, out: Csr, n_vars: int, *, duplicates: bool) -> None:
+        from scdl_gpu.kernels import shards
+
+        outside, twice = int(faults[shards.OUT_OF_RANGE]), int(faults[shards.DUPLICATE])
+        if outside < shards.NO_FAULT:
+            columns = self.indices[starts[outside] : starts[outside] + int(out.indptr[outside + 1]) - int(out.indptr[outside])]
+            raise GatherError(outside, f"column {columns[columns >= n_vars][0]}, expected 0..{n_vars - 1}")
+        if twice < shards.NO_FAULT and not duplicates:
+            columns = out.indices[out.indptr[twice] : out.indptr[twice + 1]]
+            repeated = columns[1:][columns[1:] == columns[:-1]][0]
+            cure = "bring the rows into canonical form with `scdl-gpu convert --canonical`"
+            raise GatherError(twice, f"column {repeated} is there twice", cure)
 
 
-def _split(work: Callable[[int, int], None], pointers: Ints) -> None:
-    """Run work(first, last) over all positions, on several threads with about as many elements each."""
+def _split(work: Callable[[int, int], Ints], pointers: Ints) -> list[Ints]:
+    """Run work(first, last) over all positions, on several threads with about as many elements each; returns what they return."""
     b, nnz = pointers.size - 1, int(pointers[-1])
     threads = min(torch.get_num_threads(), nnz // SPLIT_ELEMENTS, b)
     if threads < 2:
-        work(0, b)
-        return
+        return [work(0, b)]
     cuts = [0, *np.searchsorted(pointers, np.arange(1, threads) * (nnz / threads)).tolist(), b]
     futures = [_pool(os.getpid()).submit(work, first, last) for first, last in itertools.pairwise(cuts[1:])]
-    work(cuts[0], cuts[1])
-    for future in futures:
-        future.result()
+    return [work(cuts[0], cuts[1]), *(future.result() for future in futures)]
 
 
 @cache

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from scdl_gpu.convert.source import Source
 
 DATA = FileNames.DATA.value
-OPENED = {"_archive", "header", "metadata", "dtypes", "data", "row_index", "col_index", "_indptr", "_indices", "_values", "_widest"}
+OPENED = {"_archive", "header", "metadata", "dtypes", "data", "row_index", "col_index", "_indptr", "_indices", "_values", "_source", "_widest"}
 OPENED |= {"_var_feature_index", "_obs_feature_index", "_sampler", "_staging", "_canonical"}
 """Attributes that opening an archive makes: a pickle opens it again."""
 

@@ -8,7 +8,6 @@ import operator
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,15 +20,13 @@ from scdl_gpu.archive.graphs import NEIGHBOR_FILES
 from scdl_gpu.archive.header import SCDLHeader
 from scdl_gpu.archive.maps import Array
 from scdl_gpu.archive.raw import RawArchive
-from scdl_gpu.backend import Csr, GatherError, gather_csr
+from scdl_gpu.backend import Csr, CsrSource, GatherError
 from scdl_gpu.collate import Cell, Rows, distinct
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.neighbors import NeighborSampler
-from scdl_gpu.row_dataset import SingleCellRowDataset
-from scdl_gpu.version import __version__
+from scdl_gpu.tables import ArchiveTables
 
 if TYPE_CHECKING:
-    import pandas as pd
     import scipy.sparse
 
 Names = list[str] | None
@@ -42,7 +39,7 @@ def _read_only(array: Array) -> NDArray[Any]:
     return view
 
 
-class ArchiveRows(SingleCellRowDataset):
+class ArchiveRows(ArchiveTables):
     """The reading half of SingleCellMemMapDataset."""
 
     data_path: Any
@@ -63,6 +60,7 @@ class ArchiveRows(SingleCellRowDataset):
         self._var_feature_index: VariableFeatureIndex = archive.var
         self._obs_feature_index: ObservedFeatureIndex = archive.obs
         self._indptr, self._indices, self._values = (_read_only(array) for array in (archive.indptr, archive.indices, archive.data))
+        self._source: CsrSource | None = None
         self.__dict__.pop("_widest", None)
         graph = archive.neighbors if self.load_neighbors else None
         if graph is not None:
@@ -105,9 +103,6 @@ class ArchiveRows(SingleCellRowDataset):
             return Cell(self._values[start:stop], self._indices[start:stop])
         block = int(features.block_of(row)) if len(features) > 1 else 0
         return Cell(self._values[start:stop], self._indices[start:stop], features.number_vars_at_row(row), block)
-
-    def _file(self, name: FileNames) -> Path:
-        return Path(self.data_path) / name.value
 
     def get_row(
         self,
@@ -242,9 +237,10 @@ class ArchiveRows(SingleCellRowDataset):
 
     def _gather(self, rows: NDArray[np.int64], n_vars: int, *, duplicates: bool = False) -> Csr:
         """Gather rows with ascending columns; without `duplicates` the values of a column stored twice are added up."""
-        arrays = (self._indptr, self._indices, self._values, rows)
+        if self._source is None:  # made late: it loads Numba
+            self._source = CsrSource(self._indptr, self._indices, self._values)
         try:
-            return gather_csr(*arrays, n_vars=n_vars, duplicates=duplicates)
+            return self._source.gather(rows, n_vars=n_vars, duplicates=duplicates)
         except GatherError as error:
             if not duplicates:
                 return distinct(self._gather(rows, n_vars, duplicates=True))
@@ -317,75 +313,3 @@ class ArchiveRows(SingleCellRowDataset):
         """As `get_row_with_neighbor`, both rows as dense float64 arrays (number of variables,)."""
         found = self.get_row_with_neighbor(index, return_var_features, var_feature_names, return_obs_features, obs_feature_names)
         return found | {name: self._dense(found[name]) for name in ("current_cell", "next_cell")}
-
-    # Features and sizes
-
-    def var_features(self) -> VariableFeatureIndex:
-        """Return the features of the columns, a block for each set of genes."""
-        return self._var_feature_index
-
-    def obs_features(self) -> ObservedFeatureIndex:
-        """Return the features of the rows."""
-        return self._obs_feature_index
-
-    @property
-    def obs_names(self) -> NDArray[np.object_] | None:
-        """Names of the rows (barcodes), (n_rows,); None where the archive has none. Read when first asked for."""
-        return self._obs_feature_index.names
-
-    @property
-    def var_names(self) -> NDArray[np.object_] | None:
-        """Names of the genes, (number of variables,), of an archive of one block; None where it has none.
-
-        Raises ValueError for several blocks: see `var_features().block_names(block)`.
-        """
-        if len(self._var_feature_index) > 1:
-            raise ValueError(f"{self.data_path} has {len(self._var_feature_index)} blocks of genes; ask var_features().block_names(block)")
-        return self._var_feature_index.block_names(0) if len(self._var_feature_index) else None
-
-    def obs_column(self, name: str) -> "pd.Series[Any]":
-        """Return one obs column of all rows with its pandas dtype (categories kept); only it is read. Raises ValueError."""
-        column: pd.Series[Any] = self._obs_feature_index.column(name).to_pandas().rename(name)
-        return column if self.obs_names is None else column.set_axis(self.obs_names)
-
-    @property
-    def obsm(self) -> dict[str, NDArray[Any]]:
-        """Arrays (n_rows, ...) that the conversion was asked to keep, as read-only maps."""
-        return {key: np.asarray(array) for key, array in self._archive.obsm.items()}
-
-    def version(self) -> str:
-        """Return the version of this package."""
-        return __version__
-
-    def number_of_rows(self) -> int:
-        """Count the rows that have features; 0 for an archive without. Raises ValueError where row pointers disagree."""
-        n = self._var_feature_index.number_of_rows()
-        if n and n != self.row_index.size - 1:
-            raise ValueError(
-                f"{self.data_path}: features describe {n} rows, row pointers {self.row_index.size - 1}; append the missing features"
-            )
-        return n
-
-    def __len__(self) -> int:
-        return self.number_of_rows()
-
-    def number_of_variables(self) -> list[int]:
-        """Return the number of variables of each block; [0] where no features are known."""
-        return self._var_feature_index.column_dims() or [0]
-
-    def number_of_values(self) -> int:
-        """Count the elements of the dense matrix, blocks added up."""
-        return int(sum(self._var_feature_index.number_of_values()))
-
-    def number_nonzero_values(self) -> int:
-        """Count the stored elements, explicit zeros included."""
-        return int(self.data.size)
-
-    def shape(self) -> tuple[int, list[int]]:
-        """Return the number of rows, and the number of variables of each block."""
-        return self.number_of_rows(), self.number_of_variables()
-
-    @property
-    def header_path(self) -> str:
-        """Where the header lies."""
-        return str(self._file(FileNames.HEADER))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from scdl_gpu.archive.constants import FLOAT_ORDER, INT_ORDER
-from scdl_gpu.backend import SPLIT_ELEMENTS, Csr, GatherError, gather_csr
+from scdl_gpu.backend import SPLIT_ELEMENTS, Csr, CsrSource, GatherError
 
 STORED_AS = {"uint16": "int32", "uint32": "int64"}
 
@@ -56,6 +56,11 @@ def listed(csr: Csr) -> list[tuple[list[float], list[int]]]:
     """List the values and columns of each row."""
     bounds = zip(csr.indptr[:-1].tolist(), csr.indptr[1:].tolist(), strict=True)
     return [(csr.data[start:stop].tolist(), csr.indices[start:stop].tolist()) for start, stop in bounds]
+
+
+def gather_csr(indptr: NDArray[Any], indices: NDArray[Any], data: NDArray[Any], rows: NDArray[np.int64], **options: Any) -> Csr:
+    """Gather rows of plain arrays."""
+    return CsrSource(indptr, indices, data).gather(rows, **options)
 
 
 def arrays(case: Case, pointers: str = "uint64", columns: str = "uint16", values: str = "float32") -> tuple[NDArray[Any], ...]:
