@@ -62,26 +62,79 @@ def scan_integers(values):
 
 
 @njit(nogil=True, cache=True)
-def merge_duplicates(indptr, indices, values):
-    """Sum the values of equal columns in sorted rows, in place; returns how many elements are left.
+def merge_integers(indptr, indices, values):
+    """Sum the values of equal columns in sorted rows, in place: (elements left, where the first sum is that would wrap, or -1).
 
-    Sums are made in the values' dtype, first to last, as SciPy makes them.
+    values: int64 or uint64. What would wrap is found before it is added: LLVM takes signed sums never to wrap.
     """
+    smallest, largest = values.dtype.type(np.iinfo(values.dtype).min), values.dtype.type(np.iinfo(values.dtype).max)
     kept = 0
+    wrapped = np.int64(-1)
     start = indptr[0]
     for row in range(indptr.size - 1):
         stop = indptr[row + 1]
         first = kept
         for k in range(start, stop):
             if kept > first and indices[kept - 1] == indices[k]:
-                values[kept - 1] += values[k]
+                before, value = values[kept - 1], values[k]
+                if (before > largest - value) if value >= 0 else (before < smallest - value):
+                    wrapped = kept - 1 if wrapped < 0 else wrapped
+                else:
+                    values[kept - 1] = before + value
             else:
                 indices[kept] = indices[k]
                 values[kept] = values[k]
                 kept += 1
         start = stop
         indptr[row + 1] = kept
-    return kept
+    return kept, wrapped
+
+
+@njit(nogil=True, cache=True)
+def merge_floats(indptr, indices, values):
+    """Sum the values of equal columns in sorted rows, in place: (elements left, largest error of a sum, where it is, or -1).
+
+    values: float64. Each sum is made of two floats by error-free additions (Knuth's TwoSum), then rounded once: its error
+    is 0.0 where float64 holds it exactly, infinite where finite values sum up to more than float64 holds.
+    """
+    kept = 0
+    worst = 0.0
+    where = np.int64(-1)
+    start = indptr[0]
+    for row in range(indptr.size - 1):
+        stop = indptr[row + 1]
+        k = start
+        while k < stop:
+            total, rest, lost, last = values[k], 0.0, 0.0, k + 1
+            while last < stop and indices[last] == indices[k]:
+                before = total
+                total, error = _sum_of_two(before, values[last])
+                if np.isfinite(total):
+                    rest, error = _sum_of_two(rest, error)
+                    lost += abs(error)
+                elif np.isfinite(before) and np.isfinite(values[last]):
+                    lost = np.inf
+                last += 1
+            if rest != 0.0 and np.isfinite(total):
+                total, error = _sum_of_two(total, rest)
+                lost += abs(error)
+            if lost > worst:
+                worst, where = lost, kept
+            indices[kept] = indices[k]
+            values[kept] = total
+            kept += 1
+            k = last
+        start = stop
+        indptr[row + 1] = kept
+    return kept, worst, where
+
+
+@njit(nogil=True, inline="always")
+def _sum_of_two(a, b):
+    """Return a + b rounded, and what the rounding took away."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
 
 
 @njit(nogil=True, cache=True)

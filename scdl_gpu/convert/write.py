@@ -145,10 +145,13 @@ class _RowWriter:
             return block
         block, off, where = _merged(block, is_bool=self._matrix.dtype == bool)
         if off == math.inf or (tolerance is not None and off > tolerance):
-            what = f"cannot be summed in {block.data.dtype}" if off == math.inf else f"have a sum that no storable dtype holds: it is {off:g} off"
+            if off == math.inf:
+                fault = f"have a sum that {block.data.dtype} does not hold; "
+            else:
+                fault = f"have a sum that nothing holds: float64 is {off:g} off; choose data_dtype='float64' and a tolerance, or "
             raise SourceError(
-                f"{self._matrix.where}: the duplicates in {self._row_and_column(block, where)} {what}; choose data_dtype='float64' and a "
-                f"tolerance that accepts the difference, or canonical=False (--as-stored), which keeps them apart"
+                f"{self._matrix.where}: the duplicates in {self._row_and_column(block, where)} {fault}"
+                f"keep them apart with canonical=False (--as-stored), or sum them up in the source"
             )
         self._summed_off = off
         self._worst = max(self._worst, off)

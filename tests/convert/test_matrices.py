@@ -73,7 +73,7 @@ def storages(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def canonical_rows(case: dict[str, Any]) -> Rows:
-    """Sort and drop with one dictionary a row; duplicates are summed as Python's integers and fractions, None for what 64 bits do not hold."""
+    """Sort and drop with one dictionary a row; duplicates are summed exactly, None is what 64 bits do not hold."""
     form, pointers, indices, data = case["x"]
     wide = "bool" if data.dtype == bool else {"u": "uint64", "i": "int64", "f": "float64"}[data.dtype.kind]
     rows: list[dict[int, list[Any]]] = [{} for _ in range(case["n_rows"])]

@@ -1,5 +1,8 @@
 """Kernels of conversion, against NumPy and SciPy."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -65,22 +68,85 @@ def test_scan_integers_finds_the_ends(dtype: str) -> None:
     assert (zeros, smallest, largest) == (int((values == 0).sum()), limits.min, limits.max)
 
 
-def test_merge_duplicates_and_drop_zeros_agree_with_scipy() -> None:
+@pytest.mark.parametrize("dtype", ["int64", "float64"])
+def test_merged_duplicates_without_zeros_agree_with_scipy(dtype: str) -> None:
     """Sorted rows with duplicates become what SciPy makes of them."""
     rows, columns = RANDOM.integers(0, 12, 300), RANDOM.integers(0, 9, 300)
-    values = RANDOM.integers(-3, 4, 300).astype(np.float64)
+    values = RANDOM.integers(-3, 4, 300).astype(dtype)
     order = np.lexsort((columns, rows))
     indptr = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=12)))).astype(np.int64)
     indices, data = columns[order].astype(np.uint32), values[order]
     expected = scipy.sparse.coo_array((values, (rows, columns)), shape=(12, 9)).tocsr()
     expected.eliminate_zeros()
 
-    merged = canonical.merge_duplicates(indptr, indices, data)
+    merged, *_, where = (canonical.merge_integers if dtype == "int64" else canonical.merge_floats)(indptr, indices, data)
     kept = canonical.drop_zeros(indptr, indices[:merged], data[:merged].view(np.uint64))
 
+    assert where == -1
     np.testing.assert_array_equal(indptr, expected.indptr)
     np.testing.assert_array_equal(indices[:kept], expected.indices)
     np.testing.assert_array_equal(data[:kept], expected.data)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "wrapped"),
+    [
+        ("int64", [2**63 - 1, 1], 1),
+        ("int64", [-(2**63), -1], 1),
+        ("int64", [2**63 - 1, -1], -1),
+        ("uint64", [2**64 - 1, 1], 1),
+        ("uint64", [2**63, 2**63 - 1], -1),
+    ],
+)
+def test_a_sum_of_integers_that_wraps_is_told(dtype: str, values: list[int], wrapped: int) -> None:
+    """The position of the first sum beyond 64 bits is returned, -1 where there is none."""
+    data = np.array([5, *values], dtype)
+    indptr, indices = np.array([0, 1, 3]), np.array([2, 2, 2], np.uint32)
+
+    kept, where = canonical.merge_integers(indptr, indices, data)
+
+    assert (kept, where) == (2, wrapped)
+    assert wrapped >= 0 or int(data[1]) == sum(values)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_sums_of_floats_are_exact_or_tell_their_error(seed: int) -> None:
+    """Sums equal math.fsum's; the error is 0 exactly where the fraction is a float64."""
+    random = np.random.default_rng(seed)
+    values = random.integers(-9, 10, 6) * 2.0 ** random.integers(-40, 40, 6)
+    exact = sum(map(Fraction, values.tolist()), Fraction(0))
+    data, indptr, indices = values.copy(), np.array([0, 6]), np.zeros(6, np.uint32)
+
+    kept, worst, where = canonical.merge_floats(indptr, indices, data)
+
+    assert kept == indptr[1] == 1
+    assert data[0] == math.fsum(values)
+    assert Fraction(worst) == abs(exact - Fraction(math.fsum(values)))
+    assert where == (0 if worst else -1)
+
+
+@pytest.mark.parametrize(
+    ("values", "total", "error"),
+    [
+        ([1e308, 1e308], math.inf, math.inf),
+        ([math.inf, 1.0], math.inf, 0.0),
+        ([math.inf, -math.inf], math.nan, 0.0),
+        ([math.nan, 1.0], math.nan, 0.0),
+        ([-0.0, -0.0], -0.0, 0.0),
+        ([2.0**53, 1.0, 1.0], 2.0**53 + 2, 0.0),
+        ([1e16, 1.0, -1e16], 1.0, 0.0),
+        ([2.0**53, 1.0], 2.0**53, 1.0),
+    ],
+)
+def test_sums_at_the_ends_of_float64(values: list[float], total: float, error: float) -> None:
+    """Infinities and NaN sum up as IEEE 754 says, without an error; overflow and rounding are errors."""
+    data, indptr, indices = np.array(values), np.array([0, len(values)]), np.zeros(len(values), np.uint32)
+
+    _, worst, _ = canonical.merge_floats(indptr, indices, data)
+
+    np.testing.assert_array_equal(data[0], total)
+    assert math.copysign(1, data[0]) == math.copysign(1, total) or math.isnan(total)
+    assert worst == error
 
 
 @pytest.mark.parametrize("bits", ["uint8", "uint16", "uint32", "uint64"])
