@@ -1,12 +1,10 @@
 """How a batch is made of rows: what is asked for, and who makes it, on the CPU or on a GPU.
 
-Knows shards, kernels and torch, not epochs. The CPU writes into recycled buffers: fresh pages of a large output cost as
-much as filling them (benchmarks/LOG.md, 2026-11-23).
+Knows shards, kernels and torch, not epochs. One thread makes a whole batch: threads work on several batches, ahead of
+who asks for them, since splitting each would wake them all for 100 us of work.
 """
 
-import sys
-import threading
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from scdl_gpu.backend import index_dtype
+from scdl_gpu.buffers import Ring
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.shards import Extents, Shards
 
@@ -31,8 +30,6 @@ FAULT_TEXTS = {
     "DUPLICATE": "holds a column twice; bring the rows into canonical form with `scdl-gpu convert --canonical`",
     "UNFITTING": "holds a value that {dtype} does not; choose another dtype",
 }
-REFERENCES_OF_FREE = 3
-"""References to a buffer that only its ring holds: the list's, the loop's, and that of the call that counts."""
 CSR_DTYPES = (torch.uint8, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64)
 
 
@@ -79,11 +76,20 @@ class Output:
         return f"{self.kind} {str(self.dtype).removeprefix('torch.')} of {self.width:,} genes{scaled}"
 
 
+class Wanted(NamedTuple):
+    """What a batch is to hold: its rows, and for each whether it is padding, and its obs values."""
+
+    rows: Ints
+    is_padding: Marks
+    obs: Mapping[str, NDArray[Any]]
+
+
 class Made(NamedTuple):
     """What a batch is made of, on its device; see `Batch`."""
 
     x: torch.Tensor
     rows: torch.Tensor
+    obs: dict[str, torch.Tensor]
     is_padding: torch.Tensor
 
 
@@ -91,13 +97,12 @@ class Assembler(Protocol):
     """Makes batches of the rows of `shards`. threads: how many may prepare at once."""
 
     is_cuda: bool
-    torch_device: torch.device
 
     @property
     def threads(self) -> int:
         """How many threads prepare."""
 
-    def prepare(self, rows: Ints, is_padding: Marks) -> Any:
+    def prepare(self, wanted: Wanted) -> Any:
         """Do the part that any thread may do ahead. Raises IndexError, ArchiveError, ValueError."""
 
     def make(self, prepared: Any) -> Made:
@@ -110,61 +115,33 @@ class Assembler(Protocol):
         """Give memory back."""
 
 
-class Ring:
-    """Buffers that are used again when nobody refers to what was made in them. Safe for threads."""
-
-    def __init__(self) -> None:
-        self._buffers: list[NDArray[np.uint8]] = []
-        self._lock = threading.Lock()
-
-    def empty(self, n: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return (n,) uninitialised values in a buffer that is free, or in a new one, a quarter larger than asked for."""
-        size = n * dtype.itemsize
-        with self._lock:
-            for buffer in self._buffers:
-                if buffer.size >= size and sys.getrefcount(buffer) == REFERENCES_OF_FREE:
-                    return buffer[:size].view(dtype)
-            self._buffers = [buffer for buffer in self._buffers if sys.getrefcount(buffer) != REFERENCES_OF_FREE]
-            buffer = np.empty(size + size // 4, np.uint8)
-            self._buffers.append(buffer)
-            return buffer[:size].view(dtype)
-
-
 class CpuAssembler:
     """Makes batches by kernels/cpu.py, from the page cache; one thread a batch."""
 
     is_cuda = False
-    torch_device = torch.device("cpu")
 
-    def __init__(
-        self,
-        shards: Shards,
-        output: Output,
-        *,
-        batch_size: int,
-        why: str = "",
-        empty: Callable[[int, np.dtype[Any]], NDArray[Any]] | None = None,
-    ) -> None:
+    def __init__(self, shards: Shards, output: Output, *, batch_size: int, where: str = "", ring: Ring | None = None) -> None:
         self._shards, self._output = shards, output
         self._index = index_dtype(batch_size, shards.n_vars, 0)
-        self._why = why
-        self._open(empty)
+        self._where = where
+        self._open(ring or Ring())
 
-    def _open(self, empty: Callable[[int, np.dtype[Any]], NDArray[Any]] | None = None) -> None:
+    def _open(self, ring: Ring) -> None:
         from scdl_gpu.kernels.shards import entry
 
         arrays = [(np.asarray(archive.indices), np.asarray(archive.data), archive.canonical) for archive in self._shards.archives]
         self._table = np.concatenate([entry(indices, data, is_sorted=is_sorted) for indices, data, is_sorted in arrays])
-        self._empty = empty or Ring().empty
+        self._ring = ring
 
     @property
     def threads(self) -> int:
         """As many as torch uses."""
         return torch.get_num_threads()
 
-    def prepare(self, rows: Ints, is_padding: Marks) -> Made:
+    def prepare(self, wanted: Wanted) -> Made:
         """Make the batch: here it is the threads ahead that do."""
-        return Made(self.gather(rows), torch.from_numpy(rows), torch.from_numpy(is_padding))
+        obs = {name: torch.from_numpy(values) for name, values in wanted.obs.items()}
+        return Made(self.gather(wanted.rows), torch.from_numpy(wanted.rows), obs, torch.from_numpy(wanted.is_padding))
 
     def make(self, prepared: Made) -> Made:
         """Hand on what is made."""
@@ -185,7 +162,7 @@ class CpuAssembler:
 
         nnz, width = int(extents.indptr[-1]), self._shards.n_vars
         check_index(nnz, self._index)
-        indptr, indices = self._empty(extents.indptr.size, self._index), self._empty(nnz, self._index)
+        indptr, indices = (self._ring.empty(n, self._index) for n in (extents.indptr.size, nnz))
         indptr[:] = extents.indptr
         values, bits, kind = self._values(nnz)
         cpu.gather_csr(
@@ -212,7 +189,7 @@ class CpuAssembler:
 
         name = str(self._output.dtype).removeprefix("torch.")
         stored = np.dtype("uint16" if name in ("float16", "bfloat16") else name)
-        bits = self._empty(n, stored)
+        bits = self._ring.empty(n, stored)
         values = torch.from_numpy(bits)
         return values if stored.name == name else values.view(self._output.dtype), bits, kind_of(name)
 
@@ -221,25 +198,25 @@ class CpuAssembler:
 
     def close(self) -> None:
         """Let the buffers go."""
-        self._empty = Ring().empty
+        self._ring = Ring()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_table", "_empty")}
+        return {name: value for name, value in vars(self).items() if name not in ("_table", "_ring")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._open()
+        self._open(Ring())
 
     def __repr__(self) -> str:
-        size = sum(archive.data.nbytes + archive.indices.nbytes for archive in self._shards.archives)
-        return f"on the cpu, {self.threads} threads, placement host: {size:,} bytes in the page cache{self._why}"
+        return f"on the cpu, {self.threads} threads, {self._where}"
 
 
 def check_index(nnz: int, index: np.dtype[Any]) -> None:
     """Raise ValueError where a batch has more elements than its index dtype numbers."""
     if nnz > np.iinfo(index).max:
         raise ValueError(
-            f"a batch of {nnz:,} nonzeros does not fit {index}, chosen for batch_size; make batches smaller, or raise batch_size"
+            f"a batch of {nnz:,} nonzeros does not fit {index}, which was chosen for the batch_size given; "
+            f"make batches smaller, or give the batch_sampler an attribute batch_size with the size of its largest"
         )
 
 
@@ -250,8 +227,6 @@ def raise_fault(fault: NDArray[np.int32], rows: Ints, shards: Shards, output: Ou
     for place, text in FAULT_TEXTS.items():
         position = int(fault[getattr(codes, place)])
         if position != codes.NO_FAULT:
-            row = rows[position : position + 1]
-            shard, local = shards.locate(row)
-            path = shards.archives[int(shard[0])].path
-            message = f"{path}: row {int(local[0])} {text.format(last=shards.n_vars - 1, dtype=output.dtype)}"
+            archive, row = shards.locate(int(rows[position]))
+            message = f"{archive.path}: row {row} {text.format(last=shards.n_vars - 1, dtype=output.dtype)}"
             raise ValueError(message) if place == "UNFITTING" else ArchiveError(message)

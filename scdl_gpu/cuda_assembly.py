@@ -1,62 +1,109 @@
 """Batches assembled on a GPU: from rows in its memory, in page-locked memory of the host, or made on the CPU and copied.
 
 Knows one device and what is enqueued on it, not epochs. A batch costs one copy of its row numbers and row pointers to the
-device, and one launch; the host waits for nothing. What a kernel finds wrong comes back with a later batch, before the
-epoch ends.
+device, and one launch; the host waits for nothing. What a kernel finds wrong comes back with a later batch, at the latest
+at the end of the epoch: asking for it with every batch would cost as much of the host's time as the launch.
 """
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scdl_gpu.assembly import NO_SLOTS, Assembler, CpuAssembler, Ints, Made, Marks, Output, check_index
+from scdl_gpu.assembly import NO_SLOTS, Assembler, CpuAssembler, Ints, Made, Output, Wanted, check_index
 from scdl_gpu.backend import index_dtype
+from scdl_gpu.buffers import Arrived, Courier, Parcel
 from scdl_gpu.device import Device, Event, device_of
 from scdl_gpu.errors import DeviceError
 from scdl_gpu.kernels.shards import FAULTS, NO_FAULT
 from scdl_gpu.placement import Placed, Plan, choose, place
 from scdl_gpu.shards import Extents, Shards
 
-PART_ALIGNMENT = 16
-"""Bytes that each array of a staging begins at a multiple of."""
+ASK_EVERY = 16
+"""Batches after which the device is asked for faults."""
+OBS = "obs "
+"""What the names of obs columns begin with in a parcel."""
+STAYS = (
+    "a loader on cuda cannot go to a worker process of a DataLoader, nor be pickled: iterate it directly, or use "
+    "DataLoader(loader, batch_size=None, num_workers=0); it assembles ahead by itself"
+)
 
 
-class Staged(NamedTuple):
-    """A batch on its way: its arrays, one after the other in page-locked memory; `places` tells where each begins."""
+class Packed(NamedTuple):
+    """A batch on its way: what the device needs to make it, and how many elements it has."""
 
-    host: torch.Tensor
-    places: dict[str, tuple[int, np.dtype[Any], int]]
+    parcel: Parcel
     rows: Ints
+    obs: tuple[str, ...]
     nnz: int
 
 
-class _Stagings:
-    """Page-locked buffers in turn: one is free again when the copy from it is done. Safe for threads."""
+class Faults:
+    """What kernels report: on the device until asked for, then on the host, without a wait.
+
+    codes: (FAULTS,) int32 on the device, what kernels take as `out_fault`.
+    """
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._free: list[torch.Tensor] = []
-        self._copying: deque[tuple[Event, torch.Tensor]] = deque()
-        self._lock = threading.Lock()
+        size_bytes = 4 * FAULTS
+        self._clean, self._report = device.staging(size_bytes), device.staging(size_bytes)
+        self._clean.numpy().view(np.int32)[:] = NO_FAULT
+        self._there = device.allocate(size_bytes)[:size_bytes]
+        self.codes = self._there.view(torch.int32)
+        self._unchecked: deque[Ints] = deque()
+        self._reported: Event | None = None
+        self._n_reported = 0
+        self.reset()
 
-    def take(self, size_bytes: int) -> torch.Tensor:
-        """Return a buffer of at least `size_bytes`."""
-        with self._lock:
-            while self._copying and self._copying[0][0].is_done():
-                self._free.append(self._copying.popleft()[1])
-            self._free = [buffer for buffer in self._free if buffer.numel() >= size_bytes]
-            return self._free.pop() if self._free else self._device.staging(size_bytes + size_bytes // 4)
+    @property
+    def n_unchecked(self) -> int:
+        """How many batches the host knows nothing of."""
+        return len(self._unchecked)
 
-    def give(self, buffer: torch.Tensor, copied: Event) -> None:
-        """Take a buffer back, from which a copy is enqueued that ends before `copied`."""
-        with self._lock:
-            self._copying.append((copied, buffer))
+    def reset(self) -> None:
+        """Enqueue the clearing, and forget all batches."""
+        self._device.upload(self._clean, self._there)
+        self._unchecked.clear()
+        self._reported = None
+
+    def clear(self) -> None:
+        """Let the memory on the device go; nothing may be under way."""
+        self._unchecked.clear()
+        self._reported = None
+        self._there = self.codes = torch.empty(0, dtype=torch.int32)
+
+    def made(self, rows: Ints) -> None:
+        """Count a batch whose gather is enqueued, and ask from time to time."""
+        self._unchecked.append(rows)
+        if len(self._unchecked) >= ASK_EVERY:
+            self.ask()
+
+    def ask(self) -> None:
+        """Let the faults come to the host, unless an answer is on its way."""
+        if self._reported is None:
+            self._device.download(self._there, self._report)
+            self._reported, self._n_reported = self._device.record(), len(self._unchecked)
+
+    def answer(self, *, wait: bool) -> tuple[int, list[Ints]] | None:
+        """Return the least faulty position and the batches that it may be of, if there is one in an answer that came back.
+
+        wait: for the answer, if one is on its way.
+        """
+        if self._reported is None:
+            return None
+        if wait:
+            self._reported.wait()  # waits, at the end of an epoch
+        elif not self._reported.is_done():
+            return None
+        self._reported = None
+        suspects = [self._unchecked.popleft() for _ in range(self._n_reported)]
+        position = int(self._report.numpy().view(np.int32).min())
+        return None if position == NO_FAULT else (position, suspects)
 
 
 class CudaAssembler:
@@ -67,48 +114,40 @@ class CudaAssembler:
 
     def __init__(self, shards: Shards, output: Output, device: Device, placed: Placed, *, batch_size: int) -> None:
         from scdl_gpu.kernels.gpu import Table
+        from scdl_gpu.kernels.shards import kind_of
 
-        self._shards, self._output, self._device, self._placed = shards, output, device, placed
-        self.torch_device = device.torch_device
-        self._index = index_dtype(batch_size, shards.n_vars, 0)
-        self._sorts = placed.kind == "pinned"
         if placed.table is None:
             raise ValueError(f"rows placed on the {placed.kind} are not read by kernels")
+        self._shards, self._output, self._device, self._placed = shards, output, device, placed
+        self._kind = kind_of(str(output.dtype).removeprefix("torch."))
+        self._index = index_dtype(batch_size, shards.n_vars, 0)
+        self._sorts = placed.kind == "pinned"
         self._table = Table(placed.entries, int(placed.table.data_ptr()))
-        self._stagings = _Stagings(device)
+        self._courier = Courier(device)
+        self._faults = Faults(device)
         self._lut = self._uploaded(NO_SLOTS if output.lut is None else output.lut)
-        self._fault = self._uploaded(np.full(FAULTS, NO_FAULT, np.int32))
-        self._report = device.staging(4 * FAULTS)
-        self._reported: Event | None = None
-        self._unchecked: deque[Ints] = deque()
-        self._in_report = 0
 
-    def _uploaded(self, array: NDArray[Any]) -> torch.Tensor:
+    def _uploaded(self, array: NDArray[np.int32]) -> torch.Tensor:
         """Copy a small array to the device, once."""
-        host = self._device.staging(max(1, array.nbytes))
-        host[: array.nbytes].numpy()[:] = array.view(np.uint8)
-        target = self._device.allocate(max(1, array.nbytes))[: max(1, array.nbytes)]
-        self._device.upload(host, target)
+        if array.size == 0:
+            return torch.empty(0, dtype=torch.int32)
+        host, there = self._device.staging(array.nbytes), self._device.allocate(array.nbytes)[: array.nbytes]
+        host.numpy()[:] = array.view(np.uint8)
+        self._device.upload(host, there)
         self._device.record().wait()  # waits, once
-        return target[: array.nbytes].view(torch.int32)
+        return there.view(torch.int32)
 
-    def prepare(self, rows: Ints, is_padding: Marks) -> Staged:
+    def prepare(self, wanted: Wanted) -> Packed:
         """Find where rows lie, and lay that out for one copy to the device; rows in page-locked memory in order of address."""
-        extents = self._shards.extents(rows)
+        extents = self._shards.extents(wanted.rows)
         nnz = int(extents.indptr[-1])
         check_index(nnz, self._index)
-        arrays = {"rows": rows, "indptr": extents.indptr.astype(self._index), "is_padding": is_padding.view(np.uint8)}
+        arrays: dict[str, NDArray[Any]] = {"rows": wanted.rows, "is_padding": wanted.is_padding}
+        arrays |= {OBS + name: values for name, values in wanted.obs.items()}
+        if self._output.kind == "csr":
+            arrays["indptr"] = extents.indptr.astype(self._index)
         arrays |= self._reading_order(extents)
-        places, total = {}, 0
-        for name, array in arrays.items():
-            places[name] = (total, array.dtype, array.size)
-            total += -(-array.nbytes // PART_ALIGNMENT) * PART_ALIGNMENT
-        host = self._stagings.take(total)[:total] if total else self._stagings.take(1)[:0]
-        bytes_ = host.numpy()
-        for name, array in arrays.items():
-            start = places[name][0]
-            bytes_[start : start + array.nbytes] = array.view(np.uint8)
-        return Staged(host, places, rows, nnz)
+        return Packed(self._courier.packed(arrays), wanted.rows, tuple(wanted.obs), nnz)
 
     def _reading_order(self, extents: Extents) -> dict[str, NDArray[Any]]:
         """Arrange shard and start of each row in the order of reading, with the slot of each where that is not its place.
@@ -116,12 +155,11 @@ class CudaAssembler:
         Sorted addresses are worth four times the speed over the bus (shared reference, 3b).
         """
         shard, starts, indptr = extents
-        dtype = self._index if self._output.kind == "csr" else np.dtype(np.int64)
         if not self._sorts:
             read = {} if self._output.kind == "csr" else {"read_indptr": indptr}
             return {"shard": shard, "starts": starts, **read}
         order = np.lexsort((starts, shard)) if shard.size else np.argsort(starts, kind="stable")
-        read_indptr = np.zeros(indptr.size, dtype)
+        read_indptr = np.zeros(indptr.size, self._index if self._output.kind == "csr" else np.int64)
         np.cumsum(np.diff(indptr)[order], out=read_indptr[1:])
         return {
             "shard": shard[order] if shard.size else shard,
@@ -130,97 +168,99 @@ class CudaAssembler:
             "read_indptr": read_indptr,
         }
 
-    def make(self, prepared: Staged) -> Made:
-        """Enqueue the copy of the staging and the gather; waits for nothing. Raises what an earlier batch met."""
-        self._raise_reported(wait=False)
-        device, output = self._device, self._output
-        scratch = device.empty(prepared.host.numel(), torch.uint8)
-        device.upload(prepared.host, scratch)
-        self._stagings.give(prepared.host, device.record())
+    def make(self, prepared: Packed) -> Made:
+        """Enqueue the copy of the parcel and the gather; waits for nothing. Raises what an earlier batch met."""
+        self._raise_answer(wait=False)
+        arrived, _ = self._courier.bring(prepared.parcel)
+        x = self._gather(arrived, prepared)
+        self._faults.made(prepared.rows)
+        obs = {name: arrived.tensor(OBS + name) for name in prepared.obs}
+        return Made(x, arrived.tensor("rows"), obs, arrived.tensor("is_padding"))
 
-        def part(name: str) -> torch.Tensor:
-            if name not in prepared.places:
-                return torch.empty(0, dtype=torch.int32, device=self.torch_device)
-            start, dtype, size = prepared.places[name]
-            return scratch[start : start + size * dtype.itemsize].view(getattr(torch, dtype.name))
+    def _gather(self, arrived: Arrived, prepared: Packed) -> torch.Tensor:
+        return (self._csr if self._output.kind == "csr" else self._dense)(arrived, prepared)
 
-        make = self._csr if output.kind == "csr" else self._dense
-        x = make(part, prepared)
-        self._unchecked.append(prepared.rows)
-        self._ask()
-        return Made(x, part("rows"), part("is_padding").view(torch.bool))
-
-    def _csr(self, part: Callable[[str], torch.Tensor], prepared: Staged) -> torch.Tensor:
+    def _csr(self, arrived: Arrived, prepared: Packed) -> torch.Tensor:
         from scdl_gpu.kernels import gpu
-        from scdl_gpu.kernels.shards import kind_of
 
-        n_rows, width, kind = prepared.rows.size, self._shards.n_vars, kind_of(str(self._output.dtype).removeprefix("torch."))
-        indptr = part("indptr")
-        read_indptr = part("read_indptr") if "read_indptr" in prepared.places else indptr
+        indptr = arrived.tensor("indptr")
         indices = self._device.empty(prepared.nnz, indptr.dtype)
         values = self._device.empty(prepared.nnz, self._output.dtype)
+        read_indptr = arrived.part("read_indptr" if "read_indptr" in arrived else "indptr")
         gpu.gather_csr(
-            self._device.launch, self._table, part("shard"), part("starts"), part("slots"), read_indptr, width, indptr, kind,
-            indices, values, self._fault,
+            self._device.launch, self._table, arrived.part("shard"), arrived.part("starts"), arrived.part("slots"), read_indptr,
+            self._shards.n_vars, arrived.part("indptr"), self._kind, indices, values, self._faults.codes,
         )  # fmt: skip
-        return torch.sparse_csr_tensor(indptr, indices, values, (n_rows, width), check_invariants=False)
+        size = (prepared.rows.size, self._shards.n_vars)
+        return torch.sparse_csr_tensor(indptr, indices, values, size, check_invariants=False)
 
-    def _dense(self, part: Callable[[str], torch.Tensor], prepared: Staged) -> torch.Tensor:
+    def _dense(self, arrived: Arrived, prepared: Packed) -> torch.Tensor:
         from scdl_gpu.kernels import gpu
-        from scdl_gpu.kernels.shards import kind_of
 
-        output, kind = self._output, kind_of(str(self._output.dtype).removeprefix("torch."))
+        output = self._output
         out = self._device.empty((prepared.rows.size, output.width), output.dtype)
         gpu.gather_dense(
-            self._device.launch, self._table, part("shard"), part("starts"), part("slots"), part("read_indptr"), self._shards.n_vars,
-            self._lut, output.target, output.log1p, kind, out, self._fault,
+            self._device.launch, self._table, arrived.part("shard"), arrived.part("starts"), arrived.part("slots"),
+            arrived.part("read_indptr"), self._shards.n_vars, self._lut, output.target, output.log1p, self._kind, out, self._faults.codes,
         )  # fmt: skip
         return out
 
-    def _ask(self) -> None:
-        """Let the faults come to the host, unless an answer is on its way."""
-        if self._reported is None:
-            self._device.download(self._fault.view(torch.uint8), self._report)
-            self._reported, self._in_report = self._device.record(), len(self._unchecked)
-
-    def _raise_reported(self, *, wait: bool) -> None:
+    def _raise_answer(self, *, wait: bool) -> None:
         """Look at the faults that came back, if they did; `wait` for them at the end of an epoch."""
-        if self._reported is None:
-            return
-        if wait:
-            self._reported.wait()  # waits, once an epoch
-        elif not self._reported.is_done():
-            return
-        self._reported = None
-        faults = self._report.numpy().view(np.int32)
-        suspects = [self._unchecked.popleft() for _ in range(self._in_report)]
-        if (faults != NO_FAULT).any():
-            self._raise_fault(faults, suspects)
+        answer = self._faults.answer(wait=wait)
+        if answer is not None:
+            self._raise_fault(*answer)
 
-    def _raise_fault(self, faults: NDArray[np.int32], suspects: list[Ints]) -> None:
-        """Find the faulty row among the batches since the last answer, by making the rows at its position on the CPU."""
-        position = int(faults.min())
-        cpu = CpuAssembler(self._shards, self._output, batch_size=1)
-        for rows in suspects:
-            cpu.gather(rows[position : position + 1])
+    def _raise_fault(self, position: int, suspects: list[Ints]) -> NoReturn:
+        """Find the faulty row among those at `position` of some batches, by making each alone. Waits; what follows begins clean."""
+        try:
+            for rows in suspects:
+                if position < rows.size and self._is_faulty(rows[position : position + 1]):
+                    self._raise_row(int(rows[position]))
+        finally:
+            self._faults.reset()
         raise DeviceError(
-            f"{self._device.name} met a faulty row at position {position} of a batch, but the files are whole: "
-            f"the copy in its memory is not what was placed; close the loader and make it anew"
+            f"{self._device.name} reported a fault at position {position} of a batch, and finds none there now; "
+            f"its memory is not to be relied on: see `nvidia-smi -q -d ECC`"
+        )
+
+    def _is_faulty(self, rows: Ints) -> bool:
+        """Make rows alone, and tell whether the device reports a fault."""
+        self._faults.reset()
+        prepared = self.prepare(Wanted(rows, np.zeros(rows.size, bool), {}))
+        self._gather(self._courier.bring(prepared.parcel)[0], prepared)
+        self._faults.ask()
+        return self._faults.answer(wait=True) is not None
+
+    def _raise_row(self, row: int) -> NoReturn:
+        """Say what is wrong with a row that the device found faulty: its file, or the copy of it."""
+        CpuAssembler(self._shards, self._output, batch_size=1).gather(np.array([row], np.int64))
+        archive, number = self._shards.locate(row)
+        raise DeviceError(
+            f"{archive.path}: row {number} is whole in the file, but not in the {self._placed.kind} memory that "
+            f"{self._device.name} reads; something wrote over it: close the loader and make it anew"
         )
 
     def check(self) -> None:
         """Raise ArchiveError if any batch met a damaged row; waits for the last answer."""
-        while self._unchecked:
-            self._ask()
-            self._raise_reported(wait=True)
+        while self._faults.n_unchecked:
+            self._faults.ask()
+            self._raise_answer(wait=True)
 
     def close(self) -> None:
-        """Give the memory of the rows back."""
+        """Give all memory back, once nothing reads it."""
         self._placed.close()
+        self._courier.clear()
+        self._faults.clear()
+        self._lut = torch.empty(0, dtype=torch.int32)
+
+    def __reduce__(self) -> NoReturn:
+        raise RuntimeError(STAYS)
 
     def __repr__(self) -> str:
         plan = self._placed.plan
-        return f"on {self._device.name}, placement {plan.kind}: {plan.size_bytes:,} bytes; {plan.why}"
+        where = f"in memory of {self._device.name}" if plan.kind == "device" else "of page-locked host memory"
+        return f"on {self._device.name}, placement {plan.kind}: {plan.size_bytes:,} bytes {where}; {plan.why}"
 
 
 class HostAssembler:
@@ -229,47 +269,49 @@ class HostAssembler:
     is_cuda = True
 
     def __init__(self, shards: Shards, output: Output, device: Device, placed: Placed, *, batch_size: int) -> None:
-        self._cpu = CpuAssembler(shards, output, batch_size=batch_size, empty=self._staging)
+        self._courier = Courier(device)
+        self._cpu = CpuAssembler(shards, output, batch_size=batch_size, ring=self._courier.ring)
         self._device, self._placed = device, placed
-        self.torch_device = device.torch_device
 
     @property
     def threads(self) -> int:
         """As many as torch uses."""
         return self._cpu.threads
 
-    def _staging(self, n: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-        return self._device.staging(n * dtype.itemsize).numpy().view(dtype)
+    def prepare(self, wanted: Wanted) -> tuple[torch.Tensor, Parcel, tuple[str, ...]]:
+        """Gather the rows on the CPU, and lay out what else goes to the device."""
+        obs = {OBS + name: values for name, values in wanted.obs.items()}
+        x = self._cpu.gather(wanted.rows)
+        return x, self._courier.packed({"rows": wanted.rows, "is_padding": wanted.is_padding, **obs}), tuple(wanted.obs)
 
-    def prepare(self, rows: Ints, is_padding: Marks) -> Made:
-        """Gather the rows on the CPU."""
-        return self._cpu.prepare(rows, is_padding)
-
-    def make(self, prepared: Made) -> Made:
-        """Enqueue the copies to the device."""
-        x = prepared.x
+    def make(self, prepared: tuple[torch.Tensor, Parcel, tuple[str, ...]]) -> Made:
+        """Enqueue the copies to the device; their sources stay until those are done."""
+        x, parcel, names = prepared
         if x.layout == torch.sparse_csr:
-            indptr, indices, values = (self._sent(part) for part in (x.crow_indices(), x.col_indices(), x.values()))
-            x = torch.sparse_csr_tensor(indptr, indices, values, tuple(x.shape), check_invariants=False)
+            arrived, (indptr, indices, values) = self._courier.bring(parcel, x.crow_indices(), x.col_indices(), x.values())
+            there = torch.sparse_csr_tensor(indptr, indices, values, tuple(x.shape), check_invariants=False)
         else:
-            x = self._sent(x)
-        return Made(x, self._sent(prepared.rows), self._sent(prepared.is_padding))
-
-    def _sent(self, host: torch.Tensor) -> torch.Tensor:
-        target = self._device.empty(tuple(host.shape), host.dtype)
-        self._device.upload(host, target)
-        return target
+            arrived, (there,) = self._courier.bring(parcel, x)
+        obs = {name: arrived.tensor(OBS + name) for name in names}
+        return Made(there, arrived.tensor("rows"), obs, arrived.tensor("is_padding"))
 
     def check(self) -> None:
         """Do nothing: every batch was checked when it was made."""
 
     def close(self) -> None:
-        """Let the buffers go."""
+        """Let the buffers go, once nothing reads them."""
+        self._device.record().wait()  # waits
+        self._courier.clear()
         self._cpu.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise RuntimeError(STAYS)
+
     def __repr__(self) -> str:
+        plan = self._placed.plan
         return (
-            f"on {self._device.name}, placement host: batches are made by {self._cpu.threads} threads of the CPU; {self._placed.plan.why}"
+            f"on {self._device.name}, placement host: {plan.size_bytes:,} bytes in the page cache, batches made by {self.threads} threads "
+            f"of the CPU and copied; {plan.why}"
         )
 
 
@@ -285,7 +327,8 @@ def assembler_for(
 ) -> Assembler:
     """Choose who makes batches, and bring the rows to where they are read from; a bar shows it after two seconds.
 
-    budgets: of device memory and of host memory. Raises ValueError for arguments, DeviceError for what the machine lacks.
+    budgets: of device memory and of host memory. Raises ValueError for arguments, DeviceError for what the machine lacks;
+    then nothing is left in memory.
     """
     chosen = device_of(device)
     plan = choose(
@@ -298,12 +341,16 @@ def assembler_for(
         output_bytes=_output_bytes(shards, output, batch_size),
     )
     if chosen is None:
-        asked = "" if device != "auto" else "; torch finds no GPU"
-        return CpuAssembler(shards, output, batch_size=batch_size, why=f"; {plan.why}{asked}")
-    with _bar(plan) as progress:
-        placed = place(shards.archives, plan, chosen, progress=progress)
-    kind = HostAssembler if placed.kind == "host" else CudaAssembler
-    return kind(shards, output, chosen, placed, batch_size=batch_size)
+        asked = "; torch finds no GPU" if isinstance(device, str) and device == "auto" else ""
+        where = f"placement host: {plan.size_bytes:,} bytes in the page cache; {plan.why}{asked}"
+        return CpuAssembler(shards, output, batch_size=batch_size, where=where)
+    with ExitStack() as stack:
+        with _bar(plan) as progress:
+            placed = stack.enter_context(place(shards.archives, plan, chosen, progress=progress))
+        kind = HostAssembler if placed.kind == "host" else CudaAssembler
+        assembler = kind(shards, output, chosen, placed, batch_size=batch_size)
+        stack.pop_all()
+    return assembler
 
 
 def _output_bytes(shards: Shards, output: Output, batch_size: int) -> int:

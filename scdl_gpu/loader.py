@@ -6,34 +6,32 @@ would wake them all for 100 us of work.
 """
 
 import itertools
-import logging
 import os
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from scdl_gpu.archive.raw import RawArchive, open_raw
-from scdl_gpu.assembly import Assembler, Output
+from scdl_gpu.assembly import Assembler, Output, Wanted
 from scdl_gpu.batch import Batch
-from scdl_gpu.cuda_assembly import assembler_for
+from scdl_gpu.cuda_assembly import STAYS, assembler_for
 from scdl_gpu.device import Device
-from scdl_gpu.obs import obs_columns
+from scdl_gpu.obs import Obs
 from scdl_gpu.order import Order, Place, ranks
 from scdl_gpu.rows import ArchiveRows
+from scdl_gpu.sampler import SampledOrder, Step
 from scdl_gpu.shards import Shards
 
-logger = logging.getLogger(__name__)
-
 Source = ArchiveRows | str | os.PathLike[str]
-Step = tuple[NDArray[np.int64], NDArray[np.bool_], int]
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -56,7 +54,8 @@ class GPUBatchLoader(IterableDataset[Batch]):
         host_budget: bytes or fractions of what is free. prefetch: batches made ahead, beyond one a thread.
 
     Iterating starts the epoch set by `set_epoch`, else the next one, 0 first. `len` is the number of batches of an epoch.
-    Use it as it is, or through `DataLoader(loader, batch_size=None)`.
+    Use it as it is, or through `DataLoader(loader, batch_size=None)`. Worker processes get a copy at the start of each
+    epoch and do not count epochs for this process: with num_workers call `set_epoch` before each.
     """
 
     def __init__(
@@ -85,14 +84,20 @@ class GPUBatchLoader(IterableDataset[Batch]):
         prefetch: int = 2,
     ) -> None:
         _check_samplers(sampler, batch_sampler, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
+        if prefetch < 0:
+            raise ValueError(f"prefetch is {prefetch}, expected at least 0")
+        self._prefetch = prefetch
         self._shards = Shards(_archives(dataset))
         genes = None if var is None else self._shards.gene_numbers(var)
         self._output = Output.of(output, dtype, self._shards, genes, normalize_total, log1p=log1p)
-        rank, world_size = ranks(rank, world_size)
-        shuffle = sampler is None if shuffle is None else shuffle
-        self._order = Order(self._shards.n_rows, batch_size, seed, rank, world_size, shuffle, drop_last)
-        self._sampler, self._batch_sampler = sampler, batch_sampler
-        self._obs = obs_columns(self._shards, obs)
+        is_sampled = sampler is not None or batch_sampler is not None
+        shuffle = not is_sampled if shuffle is None else shuffle
+        batch_size = getattr(batch_sampler, "batch_size", None) or batch_size
+        self._order = Order(self._shards.n_rows, batch_size, seed, *ranks(rank, world_size), shuffle, drop_last)
+        self._sampled = SampledOrder(sampler, batch_sampler, batch_size=batch_size, drop_last=drop_last) if is_sampled else None
+        self._obs = Obs(self._shards, obs)
+        self._place, self._is_closed = Place(), False
+        self._place_of: tuple[int, int] | None = None  # the worker, and of how many, whose place it is
         self._assembler: Assembler = assembler_for(
             self._shards,
             self._output,
@@ -102,30 +107,23 @@ class GPUBatchLoader(IterableDataset[Batch]):
             budgets=(memory_budget, host_budget),
             batch_size=batch_size,
         )
-        self._labels = {name: torch.from_numpy(column.values).to(self._assembler.torch_device) for name, column in self._obs.items()}
-        if prefetch < 0:
-            raise ValueError(f"prefetch is {prefetch}, expected at least 0")
-        self._prefetch = prefetch
-        self._place = Place()
-        self._worker_state = False
+        if self._assembler.is_cuda:
+            weakref.finalize(self, _close_here, self._assembler, os.getpid())
 
     @property
     def categories(self) -> dict[str, NDArray[Any]]:
         """What the codes of each coded obs column stand for: `categories[name][code]`."""
-        return {name: column.categories for name, column in self._obs.items() if column.categories is not None}
+        return self._obs.categories
 
     def __len__(self) -> int:
-        if self._batch_sampler is not None:
-            return _length(self._batch_sampler, "batch_sampler")
-        if self._sampler is not None:
-            n = _length(self._sampler, "sampler")
-            return n // self._order.batch_size if self._order.drop_last else -(-n // self._order.batch_size)
-        return self._order.steps()
+        return self._order.steps() if self._sampled is None else len(self._sampled)
 
     def __repr__(self) -> str:
+        shards, batches = self._shards, self._order_name() if self._sampled else f"batches of {self._order.batch_size}"
+        archives = f"{len(shards.archives)} archive{'s' if len(shards.archives) > 1 else ''}"
         return (
-            f"GPUBatchLoader({self._shards.n_rows:,} rows x {self._shards.n_vars:,} genes, {self._shards.nnz:,} nonzeros in "
-            f"{len(self._shards.archives)} archives; batches of {self._order.batch_size} as {self._output}; {self._assembler})"
+            f"GPUBatchLoader({shards.n_rows:,} rows x {shards.n_vars:,} genes, {shards.nnz:,} nonzeros in {archives}; "
+            f"{batches} as {self._output}; {self._assembler}{'; closed' if self._is_closed else ''})"
         )
 
     # Iterating
@@ -136,31 +134,36 @@ class GPUBatchLoader(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of an epoch; in worker w of k of a DataLoader, batches w, w + k, ..."""
+        self._raise_closed()
         worker = get_worker_info()
         if worker is not None and self._assembler.is_cuda:
-            raise RuntimeError(
-                "a loader on cuda cannot run in a DataLoader's worker process: iterate it directly, or use "
-                "DataLoader(loader, batch_size=None, num_workers=0); it assembles ahead by itself"
-            )
-        first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        resumed_in_worker, self._worker_state = self._worker_state, worker is not None
+            raise RuntimeError(STAYS)
+        worker_of = None if worker is None else (worker.id, worker.num_workers)
+        if self._place_of not in (None, worker_of):
+            raise ValueError(f"the state was taken in worker {self._place_of}, this is {worker_of} (number, of how many); load its own")
+        first, stride = worker_of or (0, 1)
+        if self._place_of is not None:  # the place is where this worker's own next batch begins
+            first = 0
         epoch, start = self._place.begin()
-        steps = self._steps(epoch, start, 0 if resumed_in_worker else first, stride)
+        steps = self._steps(epoch, start, first, stride, seed=None if worker is None else worker.seed - worker.id)
         self._assembler.check()
-        for batch, position in self._made(steps, alone=worker is not None):
-            self._place.advance(position)
-            yield batch
+        with closing(self._made(steps, alone=worker is not None)) as batches:
+            for batch, position in batches:
+                self._place.advance(position)
+                self._place_of = worker_of
+                yield batch
         self._assembler.check()
         self._place.finish()
+        self._place_of = None
 
-    def _steps(self, epoch: int, start: int, first: int, stride: int) -> Iterator[Step]:
+    def _steps(self, epoch: int, start: int, first: int, stride: int, *, seed: int | None) -> Iterator[Step]:
         """Give rows, padding marks and the position after each step that this iteration makes.
 
         start: rows that are consumed; first, stride: which of the steps left are this worker's. In a worker the position is
-        where its own next step begins.
+        where its own next step begins. seed: what all workers have in common.
         """
-        if self._batch_sampler is not None or self._sampler is not None:
-            yield from self._sampled(start, first, stride)
+        if self._sampled is not None:
+            yield from self._sampled.steps(start, first, stride, seed=seed)
             return
         order = self._order
         for step in range(first, order.steps(start), stride):
@@ -168,20 +171,7 @@ class GPUBatchLoader(IterableDataset[Batch]):
             rows, is_padding = order.batch(epoch, position)
             yield rows, is_padding, position + stride * order.step_rows
 
-    def _sampled(self, start: int, first: int, stride: int) -> Iterator[Step]:
-        """Give the batches of the samplers; `start` counts the batches of a batch_sampler or the rows of a sampler to skip."""
-        if self._batch_sampler is not None:
-            batches: Iterator[Sequence[int]] = iter(self._batch_sampler)
-            size = 1
-        else:
-            size = self._order.batch_size
-            batches = _grouped(iter(self._sampler or ()), size, drop_last=self._order.drop_last)
-        for number, chosen in enumerate(itertools.islice(batches, start // size, None)):
-            if number % stride == first:
-                rows = np.asarray(chosen, np.int64)
-                yield rows, np.zeros(rows.size, bool), start + (number + stride) * size
-
-    def _made(self, steps: Iterator[Step], *, alone: bool) -> Iterator[tuple[Batch, int]]:
+    def _made(self, steps: Iterator[Step], *, alone: bool) -> Generator[tuple[Batch, int], None, None]:
         """Make the batches of `steps`, ahead of who asks, in their order; `alone` in a worker process, which is ahead itself."""
         if alone:
             yield from (self._finish(*self._prepare(step)) for step in steps)
@@ -194,13 +184,17 @@ class GPUBatchLoader(IterableDataset[Batch]):
     def _prepare(self, step: Step) -> tuple[Any, int]:
         """Do what threads may do ahead: on the CPU the gather itself."""
         rows, is_padding, position = step
-        return self._assembler.prepare(rows, is_padding), position
+        return self._assembler.prepare(Wanted(rows, is_padding, self._obs.of(rows))), position
 
     def _finish(self, prepared: Any, position: int) -> tuple[Batch, int]:
-        """Make the batch, on a GPU without a wait, and take the obs values of its rows."""
+        """Make the batch, on a GPU without a wait."""
+        self._raise_closed()
         made = self._assembler.make(prepared)
-        obs = {name: self._labels[name][made.rows].to(column.dtype) for name, column in self._obs.items()}
-        return Batch(made.x, made.rows, obs, made.is_padding), position
+        return Batch(made.x, made.rows, made.obs, made.is_padding), position
+
+    def _raise_closed(self) -> None:
+        if self._is_closed:
+            raise ValueError("the loader is closed; make a new one")
 
     # State and life
 
@@ -211,43 +205,45 @@ class GPUBatchLoader(IterableDataset[Batch]):
         begins). Under another world or batch size a loader continues exactly there.
         """
         state = self._order.state(self._place.epoch, self._place.position)
-        return (
-            state
-            | {"order": self._order_name(), "position": self._place.position if self._is_sampled else state["position"]}
-            | ({"in_worker": True} if self._worker_state else {})
-        )
+        if self._sampled is not None:
+            state |= {"order": self._order_name(), "position": self._place.position}
+        return state | ({} if self._place_of is None else {"worker": list(self._place_of)})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue, at the next iteration, where `state` was taken; its seed is taken over.
 
         Raises ValueError for a state of other rows or of another order.
         """
-        if self._is_sampled != (state.get("order") == "sampler"):
-            raise ValueError(
-                f"the state has order {state.get('order')!r}, expected {self._order_name()!r}: it belongs to another loader; start anew"
-            )
-        if not self._is_sampled:
-            self._order.check_state(state)
+        self._order.check_state(state, self._order_name())
+        if self._sampled is None:
             self._order = self._order.with_seed(state["seed"])
-        self._worker_state = bool(state.get("in_worker", False))
+        self._place_of = tuple(state["worker"]) if state.get("worker") else None
         self._place.resume(state["epoch"], state["position"])
 
-    @property
-    def _is_sampled(self) -> bool:
-        return self._sampler is not None or self._batch_sampler is not None
-
     def _order_name(self) -> str:
-        return "sampler" if self._is_sampled else "shuffled" if self._order.shuffle else "sequential"
+        return self._order.name if self._sampled is None else self._sampled.name
 
     def close(self) -> None:
-        """Give back the memory that holds the rows; harmless when repeated."""
-        self._assembler.close()
+        """Give back the memory that holds the rows; harmless when repeated. The loader yields no more batches."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._assembler.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        try:
+            if kind is None and not self._is_closed:
+                self._assembler.check()  # of the batches of an epoch that was left early
+        finally:
+            self.close()
+
+
+def _close_here(assembler: Assembler, pid: int) -> None:
+    """Close what a loader left open when it went away; in a forked child, which has no device, nothing."""
+    if os.getpid() == pid:
+        assembler.close()
 
 
 def _archives(dataset: Source | Sequence[Source]) -> list[RawArchive]:
@@ -272,19 +268,6 @@ def _check_samplers(sampler: Any, batch_sampler: Any, *, batch_size: int, shuffl
         raise ValueError("batch_sampler excludes sampler, batch_size, shuffle and drop_last: it decides all of them")
     if sampler is not None and shuffle:
         raise ValueError("sampler excludes shuffle=True: it decides the order")
-
-
-def _length(sampler: Any, name: str) -> int:
-    try:
-        return len(sampler)
-    except TypeError as error:
-        raise TypeError(f"the {name} has no length, so the loader has none either") from error
-
-
-def _grouped(rows: Iterator[int], size: int, *, drop_last: bool) -> Iterator[Sequence[int]]:
-    while group := list(itertools.islice(rows, size)):
-        if len(group) == size or not drop_last:
-            yield group
 
 
 def _ahead(pool: ThreadPoolExecutor, make: Callable[[Item], Made], items: Iterator[Item], depth: int) -> Iterator[Made]:

@@ -1,15 +1,14 @@
 """obs columns as numbers: what a batch carries of each row beside its values.
 
 Knows columns, not batches. Columns are read once, all rows of them, when a loader is made; they stay in the narrowest
-dtype that holds them and become int64 only in a batch.
+dtype that holds them and become int64 only in a batch. They stay on the host and travel to a device with the row
+numbers: 8 bytes a row, for no memory there.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from scdl_gpu.archive.columns import Column
@@ -19,18 +18,39 @@ from scdl_gpu.shards import Shards
 CODED = ("categorical", "string", "mixed")
 
 
-@dataclass(frozen=True, slots=True)
-class ObsColumn:
-    """One column of all rows: `values` (n_rows,) and, where they are codes, the `categories` that they number."""
+class ObsColumn(NamedTuple):
+    """One column of all rows: `values` (n_rows,), `dtype` of a batch and, where they are codes, the `categories` that they number."""
 
     values: NDArray[Any]
-    dtype: torch.dtype
+    dtype: np.dtype[Any]
     categories: NDArray[Any] | None
 
 
-def obs_columns(shards: Shards, names: Sequence[str]) -> dict[str, ObsColumn]:
-    """Read obs columns of all shards. Raises ValueError naming one that a shard lacks, or that is no number, category or text."""
-    return {name: _column(shards, name) for name in names}
+class Obs:
+    """The obs columns `names` of all shards. Raises ValueError naming one that a shard lacks, or that is no number, category or text.
+
+    It travels to another process as shards and names; there the columns are read again.
+    """
+
+    def __init__(self, shards: Shards, names: Sequence[str]) -> None:
+        if isinstance(names, str):
+            raise ValueError(f"obs is {names!r}, expected a list of column names: obs=[{names!r}]")
+        self._shards = shards
+        self._columns = {name: _column(shards, name) for name in names}
+
+    @property
+    def categories(self) -> dict[str, NDArray[Any]]:
+        """What the codes of each coded column stand for."""
+        return {name: column.categories for name, column in self._columns.items() if column.categories is not None}
+
+    def of(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Return each column's values of `rows`, (b,) arrays of their own. Raises IndexError for a row out of range."""
+        if self._columns:
+            self._shards.check(rows)
+        return {name: column.values[rows].astype(column.dtype, copy=False) for name, column in self._columns.items()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._shards, tuple(self._columns))
 
 
 def _column(shards: Shards, name: str) -> ObsColumn:
@@ -41,19 +61,26 @@ def _column(shards: Shards, name: str) -> ObsColumn:
             raise ValueError(f"{archive.path} has no obs column {name!r}; it has {known}")
         parts.append(archive.obs.column(name))
     column = parts[0] if len(parts) == 1 else Column.concat(parts)
+    if len(column) != shards.n_rows:
+        raise ValueError(f"obs column {name!r} has {len(column)} values for {shards.n_rows} rows; not all rows have features")
     if column.kind in CODED:
         codes, categories = column.codes()
-        return ObsColumn(codes.astype(np.min_scalar_type(-max(1, len(categories)))), torch.int64, categories)
-    return _numbers(name, column)
+        return ObsColumn(codes.astype(np.min_scalar_type(-max(1, len(categories)))), np.dtype(np.int64), categories)
+    values = _numbers(name, column)
+    return ObsColumn(values, values.dtype, None)
 
 
-def _numbers(name: str, column: Column) -> ObsColumn:
+def _numbers(name: str, column: Column) -> NDArray[Any]:
+    """Return numbers or truth values in a dtype that torch computes in, missing ones as NaN."""
     values, missing = column.comparable()
     if values.dtype.kind not in "biuf":
         raise ValueError(f"obs column {name!r} holds {values.dtype}, which is no number, category or text; leave it out")
-    if column.kind == "nullable" and missing.any():
-        values = np.where(missing, np.nan, values.astype(np.float64))
-    elif values.dtype == np.uint64:
-        values = values.astype(np.int64)
-    values = values.astype(BATCH_DTYPES.get(values.dtype.name, values.dtype))  # a copy: torch wants what it may write to
-    return ObsColumn(values, torch.from_numpy(values).dtype, None)
+    if missing.any() and values.dtype.kind != "f":
+        return np.where(missing, np.nan, values.astype(np.float64))
+    if missing.any():
+        return np.where(missing, np.nan, values).astype(np.float64 if column.kind == "nullable" else values.dtype)
+    if values.dtype == np.uint64:
+        if values.size and int(values.max()) > np.iinfo(np.int64).max:
+            raise ValueError(f"obs column {name!r} holds {values.max()}, which no int64 does; leave it out")
+        return values.astype(np.int64)
+    return np.ascontiguousarray(values, BATCH_DTYPES.get(values.dtype.name, values.dtype))

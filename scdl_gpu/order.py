@@ -84,6 +84,11 @@ class Order:
         rows = permuted(self.seed, epoch, self.n_rows, positions) if self.shuffle else positions
         return rows, is_padding
 
+    @property
+    def name(self) -> str:
+        """What a state calls this order."""
+        return "shuffled" if self.shuffle else "sequential"
+
     def with_seed(self, seed: int) -> "Order":
         """Return the same order under another seed."""
         return replace(self, seed=seed)
@@ -92,25 +97,28 @@ class Order:
         """Describe a place in an epoch: `position` rows consumed, over all ranks. It holds for any world and batch size."""
         return {
             "version": STATE_VERSION,
-            "seed": self.seed,
-            "epoch": epoch,
-            "position": min(position, self.n_rows),
+            "seed": int(self.seed),
+            "epoch": int(epoch),
+            "position": int(min(position, self.n_rows)),
             "n_rows": self.n_rows,
-            "order": "shuffled" if self.shuffle else "sequential",
+            "order": self.name,
         }
 
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ValueError unless `state` was taken from an order of the same rows."""
-        expected = {"version": STATE_VERSION, "n_rows": self.n_rows, "order": "shuffled" if self.shuffle else "sequential"}
+    def check_state(self, state: Mapping[str, Any], name: str | None = None) -> None:
+        """Raise ValueError unless `state` was taken from an order of the same rows; name: of the order, where it is not this one."""
+        expected = {"version": STATE_VERSION, "n_rows": self.n_rows, "order": name or self.name}
         missing = sorted({*expected, "seed", "epoch", "position"} - set(state))
         if missing:
             raise ValueError(f"the state lacks {', '.join(missing)}; load what state_dict() of a loader or sampler returned")
-        for name, value in expected.items():
-            if state[name] != value:
+        for key, value in expected.items():
+            if state[key] != value:
                 raise ValueError(
-                    f"the state has {name} {state[name]!r}, expected {value!r}: it belongs to another dataset or order; start anew"
+                    f"the state has {key} {state[key]!r}, expected {value!r}: it belongs to another dataset or order; start anew"
                 )
-        if not 0 <= state["position"] <= self.n_rows:
+        whole = (state["seed"], state["epoch"], state["position"])
+        if any(isinstance(number, bool) or not isinstance(number, int) for number in whole) or state["epoch"] < 0:
+            raise ValueError(f"the state has seed, epoch and position {whole}, expected whole numbers")
+        if not 0 <= state["position"] <= self.n_rows and name is None:
             raise ValueError(f"the state has position {state['position']}, expected 0..{self.n_rows}")
 
 

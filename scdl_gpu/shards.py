@@ -1,22 +1,27 @@
 """Several archives as one dataset: which shard holds a row, and what all of them have in common.
 
 Knows archives that do not change, not where their rows are placed. Locating costs O(batch), a search over the
-shards; nothing is copied, and the same archive may stand in the list many times.
+shards; nothing is copied, and the same archive may stand in the list many times. Genes are compared by what names them,
+not by statistics of them, which differ between archives of the same genes.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl_gpu.archive.columns import Column
 from scdl_gpu.archive.features import VariableFeatureIndex
 from scdl_gpu.archive.raw import RawArchive, open_raw
 from scdl_gpu.backend import BATCH_DTYPES
 from scdl_gpu.errors import ArchiveError
 
 Ints = NDArray[np.int64]
+TEXT = ("categorical", "string", "mixed")
+"""Kinds of columns that hold text."""
 
 
 class Extents(NamedTuple):
@@ -34,95 +39,103 @@ class Shards:
         if not archives:
             raise ValueError("no dataset was given; pass a dataset, a path, or a list of either")
         self.archives = tuple(archives)
-        self.ends: Ints = np.cumsum([archive.n_rows for archive in archives], dtype=np.int64)
-        self.n_rows = int(self.ends[-1])
         self.n_vars = _common_width(archives)
         self.dtype = _common_dtype(archives)
-        self._nnz = [archive.nnz for archive in archives]
         self._indptr = [np.asarray(archive.indptr) for archive in archives]
-        self.nnz = sum(self._nnz)
+        sizes = [indptr.size - 1 for indptr in self._indptr]
+        self._ends: Ints = np.cumsum(sizes, dtype=np.int64)
+        self._firsts = self._ends - np.array(sizes, np.int64)
+        self._addresses = np.array([indptr.ctypes.data for indptr in self._indptr], np.uint64)
+        self._index_bytes = np.array([indptr.itemsize for indptr in self._indptr], np.uint8)
+        self._nnz = np.array([archive.nnz for archive in archives], np.int64)
+        self.n_rows, self.nnz = int(self._ends[-1]), int(self._nnz.sum())
 
     @property
     def var(self) -> VariableFeatureIndex:
         """Features of the genes that all shards share."""
         return self.archives[0].var
 
-    def locate(self, rows: Ints) -> tuple[NDArray[np.int32], Ints]:
-        """Return the shard of each row, (b,) int32, and its number there, (b,) int64. Raises IndexError naming a row out of range."""
+    def check(self, rows: Ints) -> None:
+        """Raise IndexError naming a row out of range."""
         if rows.size and not (int(rows.min()) >= 0 and int(rows.max()) < self.n_rows):
             outside = rows[(rows < 0) | (rows >= self.n_rows)]
             raise IndexError(f"row {outside[0]} is out of range: the dataset has {self.n_rows} rows")
-        if len(self.archives) == 1:
-            return np.zeros(rows.size, np.int32), rows
-        shard = np.searchsorted(self.ends, rows, side="right")
-        first = self.ends[shard] - np.array([archive.n_rows for archive in self.archives])[shard]
-        return shard.astype(np.int32), rows - first
 
-    def extents(self, rows: Ints) -> "Extents":
+    def locate(self, row: int) -> tuple[RawArchive, int]:
+        """Return the archive that holds a row, and its number there. Raises IndexError for a row out of range."""
+        self.check(np.array([row], np.int64))
+        shard = int(np.searchsorted(self._ends, row, side="right"))
+        return self.archives[shard], row - int(self._firsts[shard])
+
+    def extents(self, rows: Ints) -> Extents:
         """Find where the elements of `rows` lie. Raises IndexError for a row out of range, ArchiveError for damaged row pointers."""
-        from scdl_gpu.kernels.pointers import row_pointers
+        from scdl_gpu.kernels import pointers
 
-        shard, local = self.locate(rows)
-        starts, indptr = np.empty(rows.size, np.int64), np.zeros(rows.size + 1, np.int64)
+        self.check(rows)
+        starts, indptr = np.empty(rows.size, np.int64), np.empty(rows.size + 1, np.int64)
         if len(self.archives) == 1:
-            self._raise_pointers(0, local, row_pointers(self._indptr[0], local, self._nnz[0], starts, indptr))
-            return Extents(np.empty(0, np.int32), starts, indptr)
-        lengths = np.empty(rows.size, np.int64)
-        for number in np.unique(shard).tolist():
-            at = np.flatnonzero(shard == number)
-            part_starts, part = np.empty(at.size, np.int64), np.empty(at.size + 1, np.int64)
-            self._raise_pointers(number, local[at], row_pointers(self._indptr[number], local[at], self._nnz[number], part_starts, part))
-            starts[at], lengths[at] = part_starts, np.diff(part)
-        np.cumsum(lengths, out=indptr[1:])
-        return Extents(shard, starts, indptr)
-
-    def _raise_pointers(self, number: int, rows: Ints, bad: int) -> None:
-        if bad >= 0:
-            indptr, row = self._indptr[number], int(rows[bad])
+            shard = np.empty(0, np.int32)
+            bad = pointers.row_pointers(self._indptr[0], rows, self._nnz[0], starts, indptr)
+        else:
+            shard = np.empty(rows.size, np.int32)
+            bad = pointers.shard_pointers(self._ends, self._addresses, self._index_bytes, self._nnz, rows, shard, starts, indptr)
+        if bad != pointers.OK:
+            archive, row = self.locate(int(rows[bad]))
             raise ArchiveError(
-                f"{self.archives[number].path}: row {row} runs from {indptr[row]} to {indptr[row + 1]}, "
-                f"expected 0 <= start <= stop <= {self._nnz[number]}; the file is damaged: copy it again, or convert the source anew"
+                f"{archive.path}: row {row} runs from {archive.indptr[row]} to {archive.indptr[row + 1]}, "
+                f"expected 0 <= start <= stop <= {archive.nnz}; the file is damaged: copy it again, or convert the source anew"
             )
+        return Extents(shard, starts, indptr)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Carry paths, never data; an archive that stands in the list often is opened once again."""
-        return _reopened, ([str(archive.path.resolve()) for archive in self.archives],)
+        return _reopened, ([str(archive.path.resolve()) for archive in self.archives], self.n_rows, self.nnz)
 
     def gene_numbers(self, genes: Sequence[str | int]) -> Ints:
         """Return the columns of `genes`, names or numbers, in their order.
 
-        Raises ValueError naming one that is not there or is there twice.
+        Raises ValueError naming one that is not there, or is there or asked for twice; TypeError for what is no gene.
         """
-        names = self.var.block_names(0) if len(self.var) else None
+        if isinstance(genes, str):
+            raise ValueError(f"var is {genes!r}, expected a list of genes: var=[{genes!r}]")
+        names = self.var.block_names(0)
         known = {} if names is None else {str(name): number for number, name in enumerate(names)}
         repeated = set() if names is None or len(known) == len(names) else _repeated(names)
-        numbers = []
+        numbers: dict[int, None] = {}
         for gene in genes:
-            if isinstance(gene, str):
-                if gene not in known:
-                    raise ValueError(f"gene {gene!r} is not in var_names; see dataset.var_names")
-                if gene in repeated:
-                    raise ValueError(f"gene {gene!r} stands more than once in var_names; choose it by number")
-                numbers.append(known[gene])
-            else:
-                number = int(gene)
-                if not 0 <= number < self.n_vars:
-                    raise ValueError(f"gene {number} is out of range, expected 0..{self.n_vars - 1}")
-                numbers.append(number)
-        if len(set(numbers)) < len(numbers):
-            twice = next(number for k, number in enumerate(numbers) if number in numbers[:k])
-            raise ValueError(f"gene {twice} is asked for twice")
-        return np.array(numbers, np.int64)
+            number = self._gene_number(gene, known, repeated)
+            if number in numbers:
+                raise ValueError(f"gene {number} is asked for twice")
+            numbers[number] = None
+        return np.array(list(numbers), np.int64)
+
+    def _gene_number(self, gene: str | int, known: dict[str, int], repeated: set[str]) -> int:
+        if isinstance(gene, str):
+            if gene not in known:
+                raise ValueError(f"gene {gene!r} is not in var_names; see dataset.var_names")
+            if gene in repeated:
+                raise ValueError(f"gene {gene!r} stands more than once in var_names; choose it by number")
+            return known[gene]
+        number = operator.index(gene)
+        if not 0 <= number < self.n_vars:
+            raise ValueError(f"gene {number} is out of range, expected 0..{self.n_vars - 1}")
+        return number
 
 
-def _reopened(paths: list[str]) -> Shards:
+def _reopened(paths: list[str], n_rows: int, nnz: int) -> Shards:
     opened = {path: open_raw(Path(path)) for path in dict.fromkeys(paths)}
-    return Shards([opened[path] for path in paths])
+    shards = Shards([opened[path] for path in paths])
+    if (shards.n_rows, shards.nnz) != (n_rows, nnz):
+        raise ArchiveError(
+            f"{', '.join(dict.fromkeys(paths))}: {shards.n_rows} rows of {shards.nnz} nonzeros, expected {n_rows} of {nnz}: "
+            f"an archive was changed since the loader was made; make it anew"
+        )
+    return shards
 
 
 def _repeated(names: NDArray[Any]) -> set[str]:
-    seen: set[str] = set()
-    return {str(name) for name in names if str(name) in seen or seen.add(str(name))}  # type: ignore[func-returns-value]
+    distinct, counts = np.unique([str(name) for name in names], return_counts=True)
+    return set(distinct[counts > 1].tolist())
 
 
 def _common_width(archives: Sequence[RawArchive]) -> int:
@@ -133,10 +146,13 @@ def _common_width(archives: Sequence[RawArchive]) -> int:
                 f"{archive.path} has {len(archive.var)} blocks of genes; a loader needs one set of genes: "
                 f"convert the source with its var, or keep archives with different genes apart"
             )
-    width, first = archives[0].var.column_dims()[0], archives[0]
+    first = archives[0]
+    width = first.var.column_dims()[0]
+    compared = {id(first.var)}
     for archive in archives[1:]:
-        if archive is first or archive.var is first.var:
+        if id(archive.var) in compared:
             continue
+        compared.add(id(archive.var))
         if archive.var.column_dims()[0] != width:
             raise ValueError(
                 f"{archive.path} has {archive.var.column_dims()[0]} genes, {first.path} has {width}; they must have the same genes"
@@ -146,26 +162,40 @@ def _common_width(archives: Sequence[RawArchive]) -> int:
 
 
 def _compare_genes(first: RawArchive, other: RawArchive) -> None:
-    tables = [_gene_table(archive) for archive in (first, other)]
-    for name in [name for name in tables[0] if name in tables[1]]:
-        a, b = tables[0][name], tables[1][name]
-        different = np.flatnonzero(np.asarray(a != b))
+    """Raise ValueError naming the first gene that differs, by name or, where an archive has no names, by the text columns of both."""
+    described = [_description(archive) for archive in (first, other)]
+    if all(described) and not set(described[0]) & set(described[1]):
+        raise ValueError(
+            f"the genes of {first.path} are told apart by {', '.join(described[0])}, those of {other.path} by {', '.join(described[1])}; "
+            f"they cannot be compared: convert one of the sources anew, so that both have names"
+        )
+    for name, a, b in _gene_columns(first, other):
+        values, missing = zip(a.comparable(), b.comparable(), strict=True)
+        different = np.flatnonzero((missing[0] != missing[1]) | (~missing[0] & np.asarray(values[0] != values[1], bool)))
         if different.size:
             k = int(different[0])
             raise ValueError(
                 f"{other.path} has gene {k} {b[k]!r} where {first.path} has {a[k]!r} ({name}); "
                 f"they must have the same genes in the same order"
             )
-        return
 
 
-def _gene_table(archive: RawArchive) -> dict[str, NDArray[Any]]:
-    """What tells the genes of an archive apart: their names, or without names each column of var."""
-    names = archive.var.block_names(0)
-    if names is not None:
-        return {"var_names": names}
+def _description(archive: RawArchive) -> list[str]:
+    """List what is known of the genes of an archive."""
     block = archive.var.blocks[0]
-    return {name: block.column(name).to_numpy() for name in block.columns}
+    return [*(["var_names"] if block.has_names else []), *block.columns]
+
+
+def _gene_columns(first: RawArchive, other: RawArchive) -> Iterator[tuple[str, Column, Column]]:
+    """Give what tells genes apart in both archives: name, and the columns."""
+    blocks = first.var.blocks[0], other.var.blocks[0]
+    names = blocks[0].names(), blocks[1].names()
+    if names[0] is not None and names[1] is not None:
+        yield "var_names", names[0], names[1]
+        return
+    common = [(name, blocks[0].column(name), blocks[1].column(name)) for name in blocks[0].columns if name in blocks[1].columns]
+    text = [triple for triple in common if triple[1].kind in TEXT and triple[2].kind in TEXT]
+    yield from text or common
 
 
 def _common_dtype(archives: Sequence[RawArchive]) -> np.dtype[Any]:
