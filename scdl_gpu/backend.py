@@ -33,6 +33,11 @@ class Csr:
     data: NDArray[Any]
 
 
+OUTSIDE_CURE = (
+    "the file is damaged, or bionemo-scdl put .raw.X beside .var, which has fewer genes: copy it again, or convert the source anew"
+)
+
+
 class GatherError(Exception):
     """A row of the source that cannot be gathered: `position` in the batch, `fault` and `cure` in words."""
 
@@ -103,12 +108,17 @@ class CsrSource:
         outside, twice = int(faults[shards.OUT_OF_RANGE]), int(faults[shards.DUPLICATE])
         if outside < shards.NO_FAULT:
             columns = self.indices[starts[outside] : starts[outside] + int(out.indptr[outside + 1]) - int(out.indptr[outside])]
-            raise GatherError(outside, f"column {columns[columns >= n_vars][0]}, expected 0..{n_vars - 1}")
+            raise outside_error(outside, columns, n_vars)
         if twice < shards.NO_FAULT and not duplicates:
             columns = out.indices[out.indptr[twice] : out.indptr[twice + 1]]
             repeated = columns[1:][columns[1:] == columns[:-1]][0]
             cure = "bring the rows into canonical form with `scdl-gpu convert --canonical`"
             raise GatherError(twice, f"column {repeated} is there twice", cure)
+
+
+def outside_error(position: int, columns: NDArray[Any], n_vars: int) -> GatherError:
+    """Make the error for a row, at `position` of a batch, whose `columns`, (nnz,), are not all below `n_vars`."""
+    return GatherError(position, f"column {columns[columns >= n_vars][0]}, expected 0..{n_vars - 1}", OUTSIDE_CURE)
 
 
 def _split(work: Callable[[int, int], Ints], pointers: Ints) -> list[Ints]:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from scdl_gpu.convert.source import Source
 
 DATA = FileNames.DATA.value
-OPENED = {"_archive", "header", "metadata", "dtypes", "data", "row_index", "col_index", "_indptr", "_indices", "_values", "_source", "_widest"}
-OPENED |= {"_var_feature_index", "_obs_feature_index", "_sampler", "_staging", "_canonical"}
+OPENED = {"_archive", "header", "metadata", "dtypes", "data", "row_index", "col_index", "_indptr", "_indices", "_values"}
+OPENED |= {"_source", "_widest", "_var_feature_index", "_obs_feature_index", "_sampler", "_staging", "_canonical"}
 """Attributes that opening an archive makes: a pickle opens it again."""
 
 
@@ -43,7 +43,8 @@ class SingleCellMemMapDataset(ArchiveRows):
 
     data_dtype: of the values stored by a conversion, one of uint8/16/32/64, float16/32/64 (None: float32); for an
     archive without header, of the values it holds. data_dtype_tolerance: absolute loss beyond which a conversion warns.
-    use_X_not_raw: convert `.X`; otherwise `.raw.X`. load_neighbors: keep or open the graph `neighbor_key` of `.obsp`.
+    use_X_not_raw: convert `.X`; otherwise `.raw.X`. load_neighbors: keep or open the graph `neighbor_key` of `.obsp`;
+    the default key also stands for the graph in the neighbour files, whatever its key, as every key does where none is recorded.
     paginated_load_cutoff and load_block_row_size are kept for code that passes them: every conversion here reads in
     blocks of bounded memory, whatever the size of the file.
     Raises FileExistsError, FileNotFoundError, ValueError for arguments, ArchiveError and SourceError for files.

@@ -247,8 +247,11 @@ class Staging:
         return cls(path, directory, lock, exchange=exchange)
 
     def commit(self) -> None:
-        """Make `directory` durable and put it at `path` in one rename; then drop what it replaces."""
-        with self._discarding():
+        """Make `directory` durable and put it at `path` in one rename; then drop what it replaces.
+
+        After a failure before the rename nothing is changed and the staging is still there, to be committed again.
+        """
+        with space_errors(self.path):
             _sync_tree(self.directory)
             if self._exchange:
                 self._swap()
@@ -295,8 +298,7 @@ class Staging:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        if value is None:
-            self.commit()
-            return
         with self._discarding():
-            raise value
+            if value is not None:
+                raise value
+            self.commit()

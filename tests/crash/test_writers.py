@@ -51,7 +51,6 @@ def test_change_is_refused_when_another_writer_came_first(tmp_path, change):
     assert_holds(tmp_path / "archive", sp.vstack([first, second]).tocsr(), "float32")
 
 
-@pytest.mark.xfail(strict=True, reason="a commit that fails removes the staged arrays, and with them what was filled in")
 def test_filled_arrays_survive_failed_save(tmp_path, monkeypatch):
     """A save that fails for want of space keeps what was filled in by hand: the same object saves it once there is room."""
     counts = matrix(3).astype("float32")
