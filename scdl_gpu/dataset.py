@@ -177,7 +177,7 @@ class SingleCellMemMapDataset(ArchiveRows):
         try:
             for name in ARRAY_FILES:
                 (directory / name).unlink(missing_ok=True)  # arrays made empty for this dataset give way
-            with open_source(h5ad, "X" if self.use_X_not_raw else "raw") as source:
+            with open_source(h5ad, "X" if self.use_X_not_raw else "raw", scratch=directory) as source:
                 written = write_matrix(source.matrix, directory, data_dtype=self.dtypes[DATA], tolerance=None, canonical=False)
                 extra = self._write_neighbors(source, directory) if self.load_neighbors else {}
                 var, obs, written_from = source.var(), source.obs(), source.x
