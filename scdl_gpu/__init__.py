@@ -7,7 +7,15 @@ import costs two seconds.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from scdl_gpu.errors import ArchiveError, DeviceError, HeaderSerializationError, MissingFileError, ScdlError, SourceError
+from scdl_gpu.errors import (
+    ArchiveError,
+    DeviceError,
+    HeaderSerializationError,
+    MissingFileError,
+    MissingMatrixError,
+    ScdlError,
+    SourceError,
+)
 from scdl_gpu.version import __version__
 
 if TYPE_CHECKING:
@@ -26,6 +34,7 @@ __all__ = [
     "GPUBatchLoader",
     "HeaderSerializationError",
     "MissingFileError",
+    "MissingMatrixError",
     "RowSampler",
     "ScdlError",
     "SingleCellCollection",

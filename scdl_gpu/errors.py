@@ -8,8 +8,11 @@ Knows names only; the texts are written where the fault is seen. Arguments of th
     │   ├── MissingFileError          ... or is not there (also a FileNotFoundError)
     │   └── HeaderSerializationError  bytes of header.sch
     ├── SourceError                   a file or matrix that is to be converted
+    │   └── MissingMatrixError        ... which lacks what was asked for; `available` names what it has
     └── DeviceError                   the machine: a GPU, its memory, memory of the host, libraries
 """
+
+from typing import Any
 
 
 class ScdlError(Exception):
@@ -30,6 +33,18 @@ class HeaderSerializationError(ArchiveError):
 
 class SourceError(ScdlError):
     """A source of a conversion (h5ad, AnnData, SciPy) that cannot be converted as asked."""
+
+
+class MissingMatrixError(SourceError):
+    """The matrix, or the key of obsm or obsp, that was asked for is not there; `available` names those that are."""
+
+    def __init__(self, message: str, available: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.available = available
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle with `available`: errors come out of worker processes."""
+        return type(self), (str(self), self.available)
 
 
 class DeviceError(ScdlError):

@@ -148,6 +148,17 @@ def _abandon(path: Path, directory: Path, fd: int, owner: int) -> None:
 
 
 @contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let errors of the operating system name the archive, whatever file or directory beside it they are about."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, f"{error.strerror} (nothing can be written in {path.parent})", str(path)) from error
+
+
+@contextlib.contextmanager
 def space_errors(path: Path) -> Iterator[None]:
     """Turn a full disk into an ArchiveError that says where and how full."""
     try:
@@ -226,7 +237,7 @@ class Staging:
 
     @classmethod
     def _begin(cls, path: Path, needed_bytes: int, *, exchange: bool) -> Self:
-        with space_errors(path):
+        with space_errors(path), _named(path):
             make_directory(path.parent)
             lock = _lock(path)
         try:

@@ -103,7 +103,7 @@ def _convert(sources: list[Path], archive: Path, options: "Options", workers: in
     from scdl_gpu.convert.archive import convert as convert_all
 
     with _executor(workers) as executor:
-        convert_all(sources_of(sources), archive, options, executor)
+        convert_all(sources_of(sources, archive), archive, options, executor)
 
 
 def refuse_existing(path: Path) -> None:

@@ -38,7 +38,7 @@ def convert_h5ad(
     archive: path of the new archive, which must not exist; its parents are made.
     x: "auto" (raw where present, else X; metadata.json says which), "X", "raw" or "layers/NAME".
     data_dtype: "auto" (the narrowest of uint8/16/32/64, float16/32/64 that holds every value exactly), or one of these.
-    tolerance: with a `data_dtype`, the largest difference between a value and what is stored for it.
+    tolerance: with a `data_dtype`, the largest difference between a value and what is stored for it; ValueError without one.
     obs: False keeps obs_names only.
     obsm, obsp: keys to keep. The first graph of `obsp` becomes the neighbour graph. An archive keeps all that it has.
     canonical: False stores every row as it is: order, duplicates and explicit zeros.
@@ -63,7 +63,7 @@ def convert_h5ad(
         obsp=_keys("obsp", obsp),
         progress=progress,
     )
-    convert(sources_of(h5ad), path, options, executor)
+    convert(sources_of(h5ad, path), path, options, executor)
     return path
 
 
@@ -73,17 +73,27 @@ def _keys(name: str, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(keys))
 
 
-def sources_of(given: Any) -> list[Any]:
-    """List the sources that are meant: the elements of a list, the h5ad files of directories, an archive or an object as it is."""
+def sources_of(given: Any, archive: Path) -> list[Any]:
+    """List the sources that are meant: the elements of a list, the h5ad files of directories, an archive or an object as it is.
+
+    archive: what is to be made of them; it must not lie in a directory that is a source (ValueError).
+    """
     from scdl_gpu.convert.archive_source import is_archive
 
     if isinstance(given, list | tuple):
         if not given:
             raise ValueError("no sources to convert: the list is empty")
-        return [source for one in given for source in sources_of(one)]
+        return [source for one in given for source in sources_of(one, archive)]
+    _refuse_inside(given, archive)
     if isinstance(given, str | os.PathLike) and Path(given).is_dir() and not is_archive(given):
         files = sorted(Path(given).rglob("*.h5ad"))
         if not files:
             raise SourceError(f"{given} is no archive, and holds no *.h5ad file, nor does any directory below it")
         return files
     return [given]
+
+
+def _refuse_inside(source: Any, archive: Path) -> None:
+    """Raise ValueError where the archive would lie in the directory it is made of."""
+    if isinstance(source, str | os.PathLike) and Path(source).is_dir() and archive.resolve().is_relative_to(Path(source).resolve()):
+        raise ValueError(f"{archive} lies in {source}, which is to be converted; choose a path outside of it")

@@ -22,14 +22,14 @@ from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.join import join
 from scdl_gpu.archive.join import size_bytes as joined_bytes
-from scdl_gpu.archive.raw import open_raw
+from scdl_gpu.archive.raw import RawArchive, open_raw
 from scdl_gpu.archive.writer import finish
 from scdl_gpu.convert.archive_source import convert_archive, is_archive, open_archive
 from scdl_gpu.convert.extras import write_extras
-from scdl_gpu.convert.source import Source, open_source
+from scdl_gpu.convert.source import Source, check_x, open_source
 from scdl_gpu.convert.values import EVERY, holding, narrowest
-from scdl_gpu.convert.write import Written, check_data_dtype, progress_bar, size_bytes, write_matrix
-from scdl_gpu.errors import SourceError
+from scdl_gpu.convert.write import Written, check_data_dtype, check_tolerance, progress_bar, size_bytes, write_matrix
+from scdl_gpu.errors import MissingMatrixError, SourceError
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +65,25 @@ class Part:
     written: Written
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a look at a source tells: the bytes it will take, and the shape of one row of each array of obsm asked for."""
+
+    label: str
+    size_bytes: int
+    vectors: dict[str, tuple[int, ...]]
+
+
 def convert(sources: Sequence[Any], archive: Path, options: Options, executor: Executor | None) -> None:
     """Convert sources into one archive at `archive`, which must not exist."""
+    check_x(options.x)
     check_data_dtype(options.data_dtype)
+    check_tolerance(options.tolerance, options.data_dtype)
     if os.path.lexists(archive):
         raise FileExistsError(f"{archive} exists already; choose another path, or remove it first")
-    needed = sum(_size_bytes(source, options) for source in sources)
+    surveys = [_survey(source, options) for source in sources]
+    _check_same_widths(surveys, options.obsm)
+    needed = sum(survey.size_bytes for survey in surveys)
     if len(sources) == 1:
         with Staging.create(archive, needed_bytes=needed) as staging:
             _say(convert_source(sources[0], _label(sources[0]), staging.directory, options))
@@ -79,11 +92,36 @@ def convert(sources: Sequence[Any], archive: Path, options: Options, executor: E
         _convert_many(sources, staging.directory, options, executor)
 
 
-def _size_bytes(source: Any, options: Options) -> int:
+def _survey(source: Any, options: Options) -> Survey:
+    """Open a source to see whether all is there that is asked for, before hours are spent on another one."""
+    label = _label(source) or "an object in memory"
     if is_archive(source):
-        return size_bytes(open_archive(Path(source), options.stored_dtype)[1], options.data_dtype)
+        archive, matrix = open_archive(Path(source), options.stored_dtype)
+        _check_keys(archive, options)
+        return Survey(label, size_bytes(matrix, options.data_dtype), {key: archive.obsm[key].shape[1:] for key in options.obsm})
     with open_source(source, options.x) as opened:
-        return size_bytes(opened.matrix, options.data_dtype)
+        for key in options.obsp:
+            opened.obsp(key)
+        widths = {key: opened.obsm(key).shape[1:] for key in options.obsm}
+        return Survey(label, size_bytes(opened.matrix, options.data_dtype), widths)
+
+
+def _check_keys(archive: RawArchive, options: Options) -> None:
+    """Raise MissingMatrixError unless an archive has what is asked for; it keeps all else that it has as well."""
+    graphs = {*archive.obsp, *filter(None, [archive.metadata.get("neighbor_key")])}
+    for kind, keys, available in (("obsm", options.obsm, set(archive.obsm)), ("obsp", options.obsp, graphs)):
+        for key in keys:
+            if key not in available:
+                has = ", ".join(sorted(available)) or "none"
+                raise MissingMatrixError(f"{archive.path} has no {kind}[{key!r}]; it has {has}", tuple(sorted(available)))
+
+
+def _check_same_widths(surveys: Sequence[Survey], keys: Sequence[str]) -> None:
+    for key in keys:
+        first = {survey.vectors[key]: survey.label for survey in reversed(surveys)}
+        if len(first) > 1:
+            found = ", ".join(f"{' x '.join(map(str, width)) or 'one number'} in {label}" for width, label in sorted(first.items()))
+            raise SourceError(f"obsm[{key!r}] is not equally wide in all sources: {found} a row; leave {key!r} out, or make it so")
 
 
 def convert_source(source: Any, label: str | None, directory: Path, options: Options) -> Part:

@@ -5,6 +5,7 @@ layout are read column by column, and each becomes a compact `Column` before the
 DataFrame of text takes about ten times as much. The layout of anndata 0.6 and older is left to AnnData.
 """
 
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 TEXT_PIECE = 1 << 18
 
 Value = TypeVar("Value")
+
+_QUIET = threading.RLock()
+"""Held while warnings are silenced: the filters are the process's, and overlapping changes of two threads would leave them wrong."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,27 @@ class Frame:
         )
 
 
-def frame_of(table: "pd.DataFrame", *, columns: bool = True) -> Frame:
-    """Return a DataFrame as a Frame; `columns=False` leaves all but the names."""
-    kept = {str(name): Column.from_values(table[name]) for name in table.columns} if columns else {}
-    return Frame(_names(table.index), kept)
+def frame_of(table: "pd.DataFrame", where: str, *, columns: bool = True) -> Frame:
+    """Return a DataFrame as a Frame; `columns=False` leaves all but the names.
+
+    Raises SourceError for two columns of one name, which archives tell apart as text, and for values that cannot be stored.
+    """
+    labels = [str(name) for name in table.columns] if columns else []
+    twice = next((name for name in labels if labels.count(name) > 1), None)
+    if twice is not None:
+        raise SourceError(f"{where} has {labels.count(twice)} columns named {twice!r}; give each a name of its own, or drop one")
+    return Frame(_names(table.index), {name: _column_of(table.iloc[:, k], f"{where}[{name!r}]") for k, name in enumerate(labels)})
+
+
+def _column_of(values: Any, where: str) -> Column:
+    """Return the values of a DataFrame's column; SourceError for what no archive can hold, before anything is written."""
+    try:
+        column = Column.from_values(values)
+        if column.kind in ("mixed", "categorical"):
+            (column if column.kind == "mixed" else column.take(slice(0, 0))).to_arrow()
+    except (TypeError, ValueError) as error:
+        raise SourceError(f"{where}, of dtype {values.dtype}, cannot be stored ({error}); turn it into text or numbers first") from error
+    return column
 
 
 def read_frame(file: h5py.File, name: str, path: Path, *, columns: bool = True) -> Frame:
@@ -67,16 +88,16 @@ def read_frame(file: h5py.File, name: str, path: Path, *, columns: bool = True) 
 def _read_frame(file: h5py.File, name: str, path: Path, *, columns: bool) -> Frame:
     item = file[name]
     if isinstance(item, h5py.Dataset):
-        return frame_of(_read_compound(path, name), columns=columns)
+        return frame_of(_read_compound(path, name), f"{path}: {name}", columns=columns)
     if item.attrs.get("encoding-version") == "0.2.0" and "column-order" in item.attrs:
         return _read_by_column(item, columns=columns)
-    return frame_of(read_elem(item), columns=columns)
+    return frame_of(read_elem(item), f"{path}: {name}", columns=columns)
 
 
 def read_guarded(where: str, read: Callable[[], Value]) -> Value:
     """Read with AnnData; what it raises for a damaged or unknown layout becomes a SourceError."""
     try:
-        with warnings.catch_warnings():
+        with _QUIET, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return read()
     except (*H5_ERRORS, IORegistryError, IndexError, RecursionError) as error:

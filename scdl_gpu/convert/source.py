@@ -23,21 +23,11 @@ from scdl_gpu.convert.dense import DenseMatrix
 from scdl_gpu.convert.frames import Frame, frame_of, read_frame, read_guarded
 from scdl_gpu.convert.h5array import H5_ERRORS, H5Array
 from scdl_gpu.convert.matrix import CompressedMatrix, Matrix
+from scdl_gpu.errors import MissingMatrixError as MissingMatrixError
 from scdl_gpu.errors import SourceError
 
 MAX_THREADS = 8
 """Threads that decompress: more than this the disk and the writing thread do not keep up with."""
-
-
-class MissingMatrixError(SourceError):
-    """The matrix asked for is not there; `available` names those that are."""
-
-    def __init__(self, message: str, available: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.available = available
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.available)
 
 
 @dataclass
@@ -67,8 +57,7 @@ def open_source(source: Any, x: str = "auto", *, obs: bool = True, scratch: Path
     scratch: directory for temporary files, which chunks too large for memory need.
     Raises MissingMatrixError where the matrix asked for is not there, SourceError for a file or matrix that cannot be read.
     """
-    if x not in ("auto", "X", "raw") and not x.startswith("layers/"):
-        raise ValueError(f'x={x!r} names no matrix; expected "auto", "X", "raw" or "layers/NAME"')
+    check_x(x)
     with ExitStack() as stack:
         if isinstance(source, str | os.PathLike):
             opened = _open_h5ad(_H5ad(Path(source), stack, scratch), x, obs=obs)
@@ -78,6 +67,14 @@ def open_source(source: Any, x: str = "auto", *, obs: bool = True, scratch: Path
             opened = _open_matrix(source, x)
         opened.stack = stack.pop_all()
         return opened
+
+
+def check_x(x: object) -> None:
+    """Raise ValueError unless `x` may name a matrix, TypeError unless it is text."""
+    if not isinstance(x, str):
+        raise TypeError(f'x={x!r} is a {type(x).__name__}; expected text: "auto", "X", "raw" or "layers/NAME"')
+    if x not in ("auto", "X", "raw") and not (x.startswith("layers/") and x != "layers/"):
+        raise ValueError(f'x={x!r} names no matrix; expected "auto", "X", "raw" or "layers/NAME"')
 
 
 class _H5ad:
@@ -200,12 +197,14 @@ def _var_name(h5ad: _H5ad, matrix: str) -> str:
 
 
 def _choose(x: str, available: tuple[str, ...], what: str) -> str:
-    if x == "auto":
-        x = next((name for name in ("raw", "X") if name in available), "X")
-    if x not in available:
-        others = f"it has {', '.join(available)}: choose one with x=" if available else "it has no matrix at all"
-        raise MissingMatrixError(f"{what} has no matrix {x!r}; {others}", available)
-    return x
+    if not available:
+        raise MissingMatrixError(f"{what} has no matrix at all, neither X, raw nor layers; convert a file that has one", available)
+    found = next((name for name in ("raw", "X") if name in available), None) if x == "auto" else x
+    if found not in available:
+        missing = "X and no raw" if found is None else f"matrix {found!r}"
+        cure = f"choose one, such as x={available[0]!r} (--x {available[0]})"
+        raise MissingMatrixError(f"{what} has no {missing}; it has {', '.join(available)}: {cure}", available)
+    return found
 
 
 def checked(frame: Frame, matrix: Matrix, axis: int, where: str) -> Frame:
@@ -228,9 +227,9 @@ def _open_anndata(adata: Any, x: str, stack: ExitStack, *, obs: bool, scratch: P
         if adata.is_view:
             raise SourceError("a view of a backed AnnData cannot be converted; call .to_memory() first, or convert its file")
         opened = _open_h5ad(_H5ad(Path(adata.filename), stack, scratch), x, obs=obs)
-        opened.obs = lambda: checked(frame_of(adata.obs, columns=obs), opened.matrix, 0, "AnnData.obs")
+        opened.obs = lambda: checked(frame_of(adata.obs, "AnnData.obs", columns=obs), opened.matrix, 0, "AnnData.obs")
         if opened.x != "raw":
-            opened.var = lambda: checked(frame_of(adata.var), opened.matrix, 1, "AnnData.var")
+            opened.var = lambda: checked(frame_of(adata.var, "AnnData.var"), opened.matrix, 1, "AnnData.var")
         return opened
     found: dict[str, Any] = {}
     if adata.raw is not None:
@@ -258,8 +257,8 @@ def _open_anndata(adata: Any, x: str, stack: ExitStack, *, obs: bool, scratch: P
         matrix=matrix,
         x=x,
         label=None,
-        var=lambda: checked(frame_of(table), matrix, 1, "AnnData.var"),
-        obs=lambda: checked(frame_of(adata.obs, columns=obs), matrix, 0, "AnnData.obs"),
+        var=lambda: checked(frame_of(table, "AnnData.var"), matrix, 1, "AnnData.var"),
+        obs=lambda: checked(frame_of(adata.obs, "AnnData.obs", columns=obs), matrix, 0, "AnnData.obs"),
         obsm=obsm,
         obsp=lambda key: memory_matrix(member("obsp", key), f"AnnData obsp/{key}"),
         stack=stack,
@@ -294,7 +293,7 @@ def memory_matrix(values: Any, where: str) -> Matrix:
         return DenseMatrix(where, _memory_array(where, np.asarray(values)))
     raise SourceError(
         f"{where} is a {type(values).__module__}.{type(values).__name__}, which cannot be converted; "
-        f"pass an h5ad path, an AnnData in memory, a SciPy sparse matrix or a NumPy array"
+        f"pass an h5ad path, an archive, a directory of h5ad files, an AnnData, a SciPy sparse matrix, a NumPy array, or a list of those"
     )
 
 

@@ -6,6 +6,7 @@ begin in the dtype that a sample asks for, and are rewritten where a later value
 """
 
 import math
+import numbers
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -49,6 +50,18 @@ def check_data_dtype(data_dtype: str) -> None:
     """Raise ValueError unless values can be stored in `data_dtype`."""
     if data_dtype != "auto" and data_dtype not in EVERY:
         raise ValueError(f"data_dtype {data_dtype!r} is not storable; expected 'auto' or one of {', '.join(NARROWEST_FIRST)}")
+
+
+def check_tolerance(tolerance: float | None, data_dtype: str) -> None:
+    """Raise ValueError unless `tolerance` is a difference, and there is a dtype of the caller's for which it matters."""
+    if tolerance is None:
+        return
+    if not isinstance(tolerance, numbers.Real) or not tolerance >= 0:
+        raise ValueError(f"tolerance={tolerance!r} is no difference; expected a number that is not negative")
+    if tolerance > 0 and data_dtype == "auto":
+        raise ValueError(
+            f"tolerance={tolerance!r} needs a data_dtype (--data-dtype), such as float32: without one every value is stored exactly"
+        )
 
 
 def write_matrix(

@@ -46,7 +46,7 @@ def test_archives_are_told_from_directories(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "a.h5ad").touch()
 
-    found = sources_of([tmp_path / "archive", tmp_path / "files", tmp_path / "files" / "a.h5ad"])
+    found = sources_of([tmp_path / "archive", tmp_path / "files", tmp_path / "files" / "a.h5ad"], tmp_path / "new")
 
     assert found == [tmp_path / "archive", tmp_path / "files" / "a.h5ad", tmp_path / "files" / "a.h5ad"]
     assert [is_archive(one) for one in found] == [True, False, False]
@@ -56,5 +56,7 @@ def test_archives_are_told_from_directories(tmp_path: Path) -> None:
 
 def test_directories_without_sources_are_named(tmp_path: Path) -> None:
     """An empty directory is no source."""
+    (tmp_path / "empty").mkdir()
+
     with pytest.raises(SourceError, match="is no archive, and holds no"):
-        sources_of(tmp_path)
+        sources_of(tmp_path / "empty", tmp_path / "new")

@@ -216,7 +216,7 @@ def test_a_missing_matrix_names_those_that_are_there(tmp_path: Path) -> None:
     adata = annotated()
     adata.raw = None
 
-    with pytest.raises(MissingMatrixError, match="has no matrix 'raw'; it has X, layers/spliced: choose one with x=") as caught:
+    with pytest.raises(MissingMatrixError, match="has no matrix 'raw'; it has X, layers/spliced: choose one, such as x='X'") as caught:
         open_source(adata, "raw")
 
     assert caught.value.available == ("X", "layers/spliced")
