@@ -8,7 +8,7 @@ its launch: 8 bytes a row that no GPU has to hold.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -81,7 +81,8 @@ def choose(
         logger.warning("rows are placed in page-locked memory of the host, and every batch comes over the bus: %s", why)
         return Plan("pinned", size_bytes, why)
     logger.warning("batches are assembled on the CPU: %s", room.miss(size_bytes))
-    return _choose_host(size_bytes, host, must_fit=windows is False)
+    plan = _choose_host(size_bytes, host, must_fit=windows is False)
+    return replace(plan, why=f"{room.miss(size_bytes)}; {plan.why}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from cells import N_ROWS, N_VARS, annotated, backwards, dense, matrix, rows_of
 from torch.utils.data import DataLoader
 
 from scdl_gpu import (
@@ -25,52 +25,11 @@ from scdl_gpu import (
 )
 from scdl_gpu.order import Order, permuted
 
-N_ROWS, N_VARS = 103, 40
-
-
-def matrix(dtype: str = "float32", n_rows: int = N_ROWS, seed: int = 0) -> sp.csr_matrix:
-    """Make counts with empty rows among them."""
-    random = np.random.default_rng(seed)
-    dense = random.integers(1, 200, (n_rows, N_VARS)) * (random.random((n_rows, N_VARS)) < 0.3)
-    dense[::17] = 0
-    return sp.csr_matrix(dense.astype(dtype))
-
-
-def annotated(x: Any, seed: int = 0) -> ad.AnnData:
-    """Put names and obs columns of every kind around a matrix."""
-    n = x.shape[0]
-    random = np.random.default_rng(seed)
-    obs = pd.DataFrame(
-        {
-            "line": pd.Categorical(random.choice(["b", "a", "c"], n), categories=["c", "b", "a", "unused"]),
-            "well": [None if i % 10 == 3 else f"w{i % 4}" for i in range(n)],
-            "good": random.random(n) < 0.5,
-            "depth": random.random(n).astype(np.float32),
-            "count": pd.array([pd.NA if i % 7 == 0 else i for i in range(n)], dtype="Int64"),
-            "plate": random.integers(0, 5, n).astype(np.int16),
-        },
-        index=[f"cell{seed}_{i}" for i in range(n)],
-    )
-    return ad.AnnData(x, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(x.shape[1])]))
-
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
     """Give an archive of `annotated(matrix())`."""
     return convert_h5ad(annotated(matrix()), tmp_path / "archive", data_dtype="float32")
-
-
-def rows_of(batches: Any) -> list[int]:
-    """Return all rows that are not padding, in the order of the batches."""
-    return [row for batch in batches for row, padded in zip(batch.rows.tolist(), batch.is_padding.tolist(), strict=True) if not padded]
-
-
-def dense(x: torch.Tensor) -> np.ndarray:
-    """Return a batch's values as a dense array, after a check of torch's sparse invariants."""
-    if x.layout == torch.sparse_csr:
-        torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), x.values(), x.shape, check_invariants=True)
-        return x.to_dense().numpy()
-    return x.numpy()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"])
@@ -342,12 +301,7 @@ def test_damaged_rows_are_not_served(archive: Path) -> None:
 def test_unsorted_rows_come_out_sorted_and_duplicates_are_refused(tmp_path: Path) -> None:
     """Archives from elsewhere keep the order they have: the loader sorts, and refuses a column twice, naming the cure."""
     x = matrix()
-    unsorted = x.copy()
-    for i in range(N_ROWS):
-        part = slice(unsorted.indptr[i], unsorted.indptr[i + 1])
-        unsorted.indices[part], unsorted.data[part] = unsorted.indices[part][::-1].copy(), unsorted.data[part][::-1].copy()
-    unsorted.has_sorted_indices = False
-    path = convert_h5ad(unsorted, tmp_path / "unsorted", canonical=False)
+    path = convert_h5ad(backwards(x), tmp_path / "unsorted", canonical=False)
     twice = sp.csr_matrix((np.ones(4, np.float32), np.array([1, 1, 2, 3]), np.array([0, 2, 4])), shape=(2, N_VARS))
     duplicates = convert_h5ad(twice, tmp_path / "twice", canonical=False)
 
