@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from scdl_gpu.convert.source import Source
 
 DATA = FileNames.DATA.value
-OPENED = {"_archive", "header", "metadata", "dtypes", "data", "row_index", "col_index", "_indptr", "_indices", "_values"}
+OPENED = {"_path", "_archive", "header", "metadata", "dtypes", "data", "row_index", "col_index", "_indptr", "_indices", "_values"}
 OPENED |= {"_source", "_widest", "_var_feature_index", "_obs_feature_index", "_sampler", "_staging", "_canonical"}
 """Attributes that opening an archive makes: a pickle opens it again."""
 
@@ -69,9 +69,12 @@ class SingleCellMemMapDataset(ArchiveRows):
         data_dtype_tolerance: float = 1e-08,
         use_X_not_raw: bool = False,
     ) -> None:
+        if not isinstance(data_path, str | os.PathLike):
+            raise TypeError(f"data_path is {data_path!r} ({type(data_path).__name__}), expected the path of an archive")
         if data_dtype is not None and data_dtype not in INT_ORDER + FLOAT_ORDER:
             raise ValueError(f"data_dtype {data_dtype!r} is not storable; expected one of {INT_ORDER + FLOAT_ORDER}")
         self.data_path = data_path
+        self._path = Path(data_path).absolute()
         self.mode = mode
         self.paginated_load_cutoff = paginated_load_cutoff
         self.load_block_row_size = load_block_row_size
@@ -88,14 +91,14 @@ class SingleCellMemMapDataset(ArchiveRows):
         self._canonical: bool | None = None
         self.dtypes = dict(DEFAULT_DTYPES) | ({DATA: data_dtype} if data_dtype else {})
         try:
-            with space_errors(Path(data_path)):
+            with space_errors(self._path):
                 self._obtain(h5ad_path, num_elements, num_rows)
         except BaseException:
             self._drop_staging()
             raise
 
     def _obtain(self, h5ad_path: str | os.PathLike[str] | None, num_elements: int | None, num_rows: int | None) -> None:
-        exists = os.path.lexists(self.data_path)
+        exists = os.path.lexists(self._path)
         if self.mode == Mode.CREATE_APPEND and exists:
             raise FileExistsError(f"Output directory already exists: {self.data_path}; choose another, or open it in another mode")
         if h5ad_path is not None and exists:
@@ -109,7 +112,7 @@ class SingleCellMemMapDataset(ArchiveRows):
             writable = self.mode == Mode.CREATE_APPEND
             self.load_h5ad(h5ad_path)
             if writable:
-                self._adopt(open_raw(Path(self.data_path), writable=True))
+                self._adopt(open_raw(self._path, writable=True))
                 self.mode = Mode.CREATE_APPEND
         elif isinstance(num_elements, int) and isinstance(num_rows, int):
             self._adopt(change.create_empty(self._stage().directory, num_rows, num_elements, self.dtypes))
@@ -129,13 +132,17 @@ class SingleCellMemMapDataset(ArchiveRows):
         """
         if not os.path.lexists(stored_path):
             raise FileNotFoundError(f"The specified data path does not exist: {stored_path}")
-        self._read(stored_path, warn=True)
+        self._read(Path(stored_path).absolute(), given=stored_path, warn=True)
 
-    def _read(self, path: str | os.PathLike[str], *, warn: bool = False) -> None:
-        """Open the archive at `path` in place of what this object reads; `warn` where it has no neighbours and they are asked for."""
-        archive = open_raw(Path(path), data_dtype=self._data_dtype)
+    def _read(self, place: Path, *, given: str | os.PathLike[str] | None = None, warn: bool = False) -> None:
+        """Open the archive at `place`, an absolute path, in place of what this object reads; `given`: its name from now on.
+
+        warn: where it has no neighbours and they are asked for. The working directory may change afterwards.
+        """
+        archive = open_raw(place, data_dtype=self._data_dtype)
         self._drop_staging()
-        self.data_path, self.mode, self._canonical = path, Mode.READ_APPEND, None
+        self.data_path = self.data_path if given is None else given
+        self._path, self.mode, self._canonical = place, Mode.READ_APPEND, None
         self._adopt(archive, warn=warn)
 
     def load_h5ad(self, anndata_path: str | os.PathLike[str]) -> None:
@@ -146,9 +153,9 @@ class SingleCellMemMapDataset(ArchiveRows):
         """
         if not Path(anndata_path).exists():
             raise FileNotFoundError(f"Error: could not find h5ad path {anndata_path}")
-        if self._staging is None and os.path.lexists(self.data_path):
+        if self._staging is None and os.path.lexists(self._path):
             raise ValueError(f"{self.data_path} holds rows already; convert {anndata_path} into an archive of its own and use concat")
-        with space_errors(Path(self.data_path)):
+        with space_errors(self._path):
             var, obs = self._convert(Path(anndata_path))
         label = str(anndata_path)
         try:
@@ -224,7 +231,7 @@ class SingleCellMemMapDataset(ArchiveRows):
     def _stage(self) -> Staging:
         """Return the staging of an archive that is not saved yet, made if need be."""
         if self._staging is None:
-            self._staging = Staging.create(Path(self.data_path))
+            self._staging = Staging.create(self._path)
         return self._staging
 
     def _drop_staging(self) -> None:
@@ -246,8 +253,8 @@ class SingleCellMemMapDataset(ArchiveRows):
         elif output_path is None or self.data.flags.writeable:
             canonical = self._archive.canonical if not self.data.flags.writeable else self._check_filled()
             _flush(self._archive)
-            change.describe(Path(self.data_path), self._archive, canonical=canonical)
-            self._read(self.data_path)
+            change.describe(self._path, self._archive, canonical=canonical)
+            self._read(self._path)
         if output_path is not None:
             change.copy(self._archive, Path(output_path))
         return True
@@ -267,7 +274,7 @@ class SingleCellMemMapDataset(ArchiveRows):
                 extra=self.metadata,
             )
         staging.commit()
-        self._read(self.data_path)
+        self._read(self._path)
 
     def _check_described(self) -> None:
         """Raise ValueError unless the features describe every row, or none."""
@@ -299,9 +306,9 @@ class SingleCellMemMapDataset(ArchiveRows):
             raise ValueError(f"Cannot cast data to {dtype!r}; expected one of {INT_ORDER + FLOAT_ORDER}")
         self._saved("cast_data_to_dtype")
         before = self.dtypes[DATA]
-        difference = change.cast(Path(self.data_path), self._archive, dtype)
+        difference = change.cast(self._path, self._archive, dtype)
         self._data_dtype = None
-        self._read(self.data_path)
+        self._read(self._path)
         if difference > self.data_dtype_tolerance:
             warnings.warn(
                 f"Downcasted data values for '{DATA}' are not close to original values. Max abs diff: {difference:g} "
@@ -335,16 +342,16 @@ class SingleCellMemMapDataset(ArchiveRows):
                 raise ValueError(
                     f"{dataset.data_path} has {dataset.row_index.size - 1} rows and no features; append its features and save it first"
                 )
-        sources = {Path(os.path.realpath(dataset.data_path)) for dataset in datasets}
-        target = self.data_path if output_path is None else output_path
+        sources = {Path(os.path.realpath(dataset._path)) for dataset in datasets}
+        target = self._path if output_path is None else Path(output_path).absolute()
         place = Path(os.path.realpath(target))
         inside = next((source for source in sources if source in place.parents), None)
         if inside is not None:
-            raise ValueError(f"output_path {target} lies inside {inside}, which is one of the inputs; choose a path outside")
+            raise ValueError(f"output_path {output_path} lies inside {inside}, which is one of the inputs; choose a path outside")
         archives = [dataset.archive for dataset in datasets]
-        change.join_into(archives, Path(target), data_dtype=joined_dtype(datasets), replace=output_path is None)
+        change.join_into(archives, target, data_dtype=joined_dtype(datasets), replace=output_path is None)
         self._data_dtype = None
-        self._read(target)
+        self._read(target, given=output_path)
         if destroy_on_copy:
             for source in sources - {place}:
                 remove(source)
@@ -357,7 +364,7 @@ class SingleCellMemMapDataset(ArchiveRows):
         """Carry the path and the options, never the data; raises ValueError before the first save."""
         self._saved("pickling")
         state = {name: value for name, value in self.__dict__.items() if name not in OPENED}
-        return state | {"data_path": type(self.data_path)(os.path.abspath(self.data_path))}  # noqa: PTH100
+        return state | {"data_path": type(self.data_path)(str(self._path))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -1,7 +1,8 @@
 """Rows of one opened archive: alone, in batches, with their features and neighbours.
 
 Knows one archive that does not change. Rows handed out are read-only views of the maps: a copy would cost
-half the throughput of row access, a writable view would let `values += 1` change the archive.
+half the throughput of row access, a writable view would let `values += 1` change the archive. The largest column of
+a row is looked up each time, 1 to 3 us that `get_row` pays: no row is served beside genes that are not its own.
 """
 
 import operator
@@ -16,14 +17,13 @@ from numpy.typing import NDArray
 
 from scdl_gpu.archive.constants import FileNames, NeighborSamplingStrategy
 from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
-from scdl_gpu.archive.graphs import NEIGHBOR_FILES
 from scdl_gpu.archive.header import SCDLHeader
 from scdl_gpu.archive.maps import Array
 from scdl_gpu.archive.raw import RawArchive
-from scdl_gpu.backend import Csr, CsrSource, GatherError
+from scdl_gpu.backend import Csr, CsrSource, GatherError, outside_error
 from scdl_gpu.collate import Cell, Rows, distinct
 from scdl_gpu.errors import ArchiveError
-from scdl_gpu.neighbors import NeighborSampler
+from scdl_gpu.neighbors import HOW, NeighborSampler, graph_of
 from scdl_gpu.tables import ArchiveTables
 
 if TYPE_CHECKING:
@@ -44,12 +44,19 @@ class ArchiveRows(ArchiveTables):
 
     data_path: Any
     load_neighbors: bool
+    neighbor_key: str
     neighbor_sampling_strategy: NeighborSamplingStrategy
     fallback_to_identity: bool
     dtypes: dict[str, str]
 
     def _adopt(self, archive: RawArchive, *, warn: bool = False) -> None:
-        """Make `archive` what this dataset reads; `warn` where neighbours are asked for and it has none."""
+        """Make `archive` what this dataset reads; `warn` where neighbours are asked for and it has none.
+
+        Raises ValueError then where it has other graphs than the one that is asked for.
+        """
+        graph, file = graph_of(archive, self.neighbor_key, strict=warn) if self.load_neighbors else (None, archive.path)
+        if graph is not None:
+            graph.check(file, archive.n_rows)
         self._archive = archive
         self.header: SCDLHeader | None = archive.header
         self.metadata: dict[str, Any] = archive.metadata
@@ -62,13 +69,9 @@ class ArchiveRows(ArchiveTables):
         self._indptr, self._indices, self._values = (_read_only(array) for array in (archive.indptr, archive.indices, archive.data))
         self._source: CsrSource | None = None
         self.__dict__.pop("_widest", None)
-        graph = archive.neighbors if self.load_neighbors else None
-        if graph is not None:
-            graph.check(archive.path / NEIGHBOR_FILES[0], archive.n_rows)
-        elif self.load_neighbors and warn:
+        if graph is None and self.load_neighbors and warn:
             warnings.warn(
-                f"Neighbor loading was requested but neighbor files are missing in {self.data_path}; "
-                f"convert the source with load_neighbors=True and the neighbor_key of its .obsp",
+                f"Neighbor loading was requested but neighbor files are missing in {self.data_path}; {HOW}",
                 UserWarning,
                 stacklevel=6,
             )
@@ -85,7 +88,12 @@ class ArchiveRows(ArchiveTables):
 
     def _row(self, index: Any) -> int:
         """Return `index` as a row number; negative ones count from the end. Raises IndexError, TypeError."""
-        row, n = operator.index(index), self._indptr.size - 1
+        if isinstance(index, (bool, np.bool_)):
+            raise TypeError(f"a row is an integer, not {index!r}; for the rows of a mask use rows(mask)")
+        try:
+            row, n = operator.index(index), self._indptr.size - 1
+        except TypeError as error:
+            raise TypeError(f"a row is an integer, not {index!r}; for several rows use rows(...), as in ds.rows(slice(0, 3))") from error
         if not -n <= row < n:
             raise IndexError(f"row {row} is out of range for {self.data_path}, which has {n} rows")
         return row + n if row < 0 else row
@@ -98,11 +106,17 @@ class ArchiveRows(ArchiveTables):
                 f"expected 0 <= start <= stop <= {self._values.size}; "
                 f"the file is damaged: copy the archive again, or convert the source anew"
             )
-        features = self._var_feature_index
+        features, columns = self._var_feature_index, self._indices[start:stop]
         if not len(features):
-            return Cell(self._values[start:stop], self._indices[start:stop])
+            return Cell(self._values[start:stop], columns)
+        n_vars = features.number_vars_at_row(row)
+        if start < stop and columns.max() >= n_vars:
+            raise self._damaged(row, outside_error(0, columns, n_vars))
         block = int(features.block_of(row)) if len(features) > 1 else 0
-        return Cell(self._values[start:stop], self._indices[start:stop], features.number_vars_at_row(row), block)
+        return Cell(self._values[start:stop], columns, n_vars, block)
+
+    def _damaged(self, row: int, error: GatherError) -> ArchiveError:
+        return ArchiveError(f"{self.data_path}: row {row}: {error.fault}; {error.cure}")
 
     def get_row(
         self,
@@ -115,7 +129,7 @@ class ArchiveRows(ArchiveTables):
         """Return ((values, columns), var, obs) of a row, as stored: (nnz,) read-only views in the stored dtypes.
 
         var: the arrays of the row's block, all or those named, in that order; obs: the row's scalars; None unless asked for.
-        Raises IndexError for a row out of range, ValueError for an unknown feature.
+        Raises IndexError for a row out of range, ValueError for an unknown feature, ArchiveError for a damaged row.
         """
         row = self._row(index)
         var = self._var_feature_index.lookup(row, select_features=var_feature_names)[0] if return_var_features else None
@@ -138,13 +152,7 @@ class ArchiveRows(ArchiveTables):
         if not len(self._var_feature_index):
             raise IndexError(f"There are no features to lookup in {self.data_path}; append_features to var_features() first")
         dense = np.zeros(cell.n_vars)
-        try:
-            dense[cell[1]] = cell[0]
-        except IndexError as error:
-            raise ArchiveError(
-                f"{self._file(FileNames.COLPTR)}: column {cell[1].max()} in a row of {cell.n_vars} variables; "
-                f"convert the source anew (bionemo-scdl stores .raw.X beside .var, which may have fewer genes)"
-            ) from error
+        dense[cell[1]] = cell[0]
         return dense
 
     def get_row_column(self, index: int, column: int | None, impute_missing_zeros: bool = True) -> Any:
@@ -164,9 +172,14 @@ class ArchiveRows(ArchiveTables):
         return 0.0 if impute_missing_zeros else None
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Return row `index` as (2, nnz): values, and columns, in the dtype that holds both. For batches see `__getitems__`."""
+        """Return row `index` as (2, nnz): values, and columns, in the dtype that holds both. For several rows see `rows`.
+
+        Raises IndexError, TypeError for anything but an integer, ArchiveError for a damaged row.
+        """
         values, columns = self._cell(self._row(index))
-        return torch.from_numpy(np.stack((values, columns)))
+        row = np.empty((2, values.size), np.result_type(values, columns))
+        row[0], row[1] = values, columns
+        return torch.from_numpy(row)
 
     # Many rows
 
@@ -206,6 +219,8 @@ class ArchiveRows(ArchiveTables):
             return np.flatnonzero(chosen)
         if chosen.size == 0:
             return np.empty(0, np.int64)
+        if chosen.ndim == 0 and chosen.dtype.kind in "iu":
+            raise TypeError(f"rows are selected by a slice, a mask or 1-D integers; for one row use get_row({chosen}) or rows([{chosen}])")
         if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
             raise TypeError(f"rows are selected by a slice, a mask or 1-D integers, not by {chosen.dtype} in {chosen.ndim} dimensions")
         rows = chosen.astype(np.int64, copy=False)
@@ -244,7 +259,7 @@ class ArchiveRows(ArchiveTables):
         except GatherError as error:
             if not duplicates:
                 return distinct(self._gather(rows, n_vars, duplicates=True))
-            raise ArchiveError(f"{self.data_path}: row {rows[error.position]}: {error.fault}; {error.cure}") from error
+            raise self._damaged(int(rows[error.position]), error) from error
 
     # Neighbours
 
@@ -257,15 +272,22 @@ class ArchiveRows(ArchiveTables):
     _neighbor_data = property(lambda self: self._sampler.graph and self._sampler.graph.data)
 
     def get_neighbor_indices_for_cell(self, cell_index: int) -> NDArray[Any]:
-        """Return the neighbours of a row, (k,) uint32, read-only. Raises IndexError, and ValueError where no graph was found."""
+        """Return the neighbours of a row, (k,), read-only: uint32, or as they lie under obsp/ (uint64).
+
+        An empty array where the dataset was opened without load_neighbors, as in bionemo-scdl: that says nothing of
+        the row. Raises IndexError, and ValueError where neighbours are asked for and no graph was found.
+        """
         return self._sampler.indices(cell_index)
 
     def get_neighbor_weights_for_cell(self, cell_index: int) -> NDArray[Any]:
-        """Return the weights of the neighbours of a row, (k,) float32, read-only. Raises as `get_neighbor_indices_for_cell`."""
+        """Return the weights of the neighbours of a row, (k,), read-only: float32, or as they lie under obsp/.
+
+        Empty, and raises, as `get_neighbor_indices_for_cell`.
+        """
         return self._sampler.weights(cell_index)
 
     def sample_neighbor_index(self, cell_index: int) -> Any:
-        """Return one neighbour of a row by the strategy; the row itself where it has none."""
+        """Return one neighbour of a row by the strategy; the row itself where it has none, or neighbours are not loaded."""
         return self._sampler.sample(cell_index)
 
     def get_neighbor_stats(self) -> dict[str, Any]:
@@ -286,10 +308,7 @@ class ArchiveRows(ArchiveTables):
         Raises ValueError where neighbours were not loaded.
         """
         if not self._has_neighbors:
-            raise ValueError(
-                f"Cannot include neighbor data: {self.data_path} was opened without; open it with load_neighbors=True, "
-                f"or convert the source with load_neighbors=True first"
-            )
+            raise ValueError(f"Cannot include neighbor data: no graph of {self.data_path} is loaded; {HOW}")
         row = self._row(index)
         cell, var, obs = self.get_row(row, return_var_features, var_feature_names, return_obs_features, obs_feature_names)
         neighbor = self.sample_neighbor_index(row)

@@ -543,6 +543,43 @@ def test_a_change_of_an_archive_that_was_changed_meanwhile_is_refused(archive: P
     assert rows_of(stale) == ROWS
 
 
+# The working directory
+
+
+def test_a_relative_path_holds_after_a_change_of_directory(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is resolved at opening, and kept as it was given: save, cast, concat, copies, pickles and a second process find it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    ds, made = SingleCellMemMapDataset("archive"), SingleCellMemMapDataset("made", num_rows=1, num_elements=1)
+
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ds.save()
+    ds.cast_data_to_dtype("uint8")
+    ds.concat(SingleCellMemMapDataset(archive))
+    made.save()
+    ds.save("copy")
+
+    assert (ds.data_path, made.data_path) == ("archive", "made")
+    assert (tmp_path / "made" / "data.npy").exists()
+    assert list(Path.cwd().iterdir()) == [Path.cwd() / "copy"]
+    for found in (ds, SingleCellMemMapDataset(archive), pickle.loads(pickle.dumps(ds)), copy.deepcopy(ds)):
+        assert rows_of(found) == ROWS * 2
+    assert pickle.loads(pickle.dumps(ds)).data_path == str(archive)
+
+
+def test_concat_into_a_relative_path_is_found_afterwards(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dataset reads the new archive, under the name that was given."""
+    monkeypatch.chdir(tmp_path)
+    ds = SingleCellMemMapDataset("archive")
+
+    ds.concat(SingleCellMemMapDataset("archive"), output_path="joined")
+    monkeypatch.chdir("/")
+    ds.cast_data_to_dtype("uint8")
+
+    assert ds.data_path == "joined"
+    assert rows_of(SingleCellMemMapDataset(tmp_path / "joined")) == ROWS * 2
+
+
 # Pickling
 
 

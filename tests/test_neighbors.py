@@ -1,5 +1,7 @@
 """Neighbours: which row is drawn, what is handed out, and what is said where there is none."""
 
+import json
+import pickle
 import re
 import shutil
 import warnings
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from scdl_gpu import ArchiveError, SingleCellMemMapDataset
+from scdl_gpu import ArchiveError, SingleCellMemMapDataset, convert_h5ad
 from scdl_gpu.archive.constants import NeighborSamplingStrategy
 from scdl_gpu.archive.graphs import Graph
 from scdl_gpu.neighbors import NeighborSampler, strategy_of
@@ -235,6 +237,76 @@ def test_neighbours_are_kept_by_cast_and_concat(ds: SingleCellMemMapDataset, tmp
     found = [joined.get_neighbor_indices_for_cell(row).tolist() for row in range(8)]
     assert found == [[1, 3], [0], [], [2], [5, 7], [4], [], [6]]
     assert joined.get_neighbor_weights_for_cell(4).tolist() == [0.5, 0.25]
+
+
+@pytest.fixture
+def two_graphs(tmp_path: Path) -> Path:
+    """Convert four rows with two graphs: `near` goes to the neighbour files, `far` under obsp/."""
+    adata = anndata.AnnData(X=np.eye(4, dtype=np.float32), obsp={"near": GRAPH, "far": GRAPH.T.tocsr()})
+    return convert_h5ad(adata, tmp_path / "two", obsp=["near", "far"])
+
+
+@pytest.mark.parametrize(
+    ("key", "graph"), [("near", GRAPH), ("far", GRAPH.T.tocsr()), ("next_cell_ids", GRAPH)], ids=["files", "obsp", "default"]
+)
+def test_the_key_selects_the_graph(two_graphs: Path, key: str, graph: scipy.sparse.csr_matrix) -> None:
+    """On opening an archive with several graphs, also through a pickle; the default key stands for the neighbour files."""
+    ds = SingleCellMemMapDataset(two_graphs, load_neighbors=True, neighbor_key=key, neighbor_sampling_strategy="first")
+
+    for found in (ds, pickle.loads(pickle.dumps(ds))):
+        for row in range(4):
+            assert found.get_neighbor_indices_for_cell(row).tolist() == graph[row].indices.tolist()
+            assert found.get_neighbor_weights_for_cell(row).tolist() == graph[row].data.tolist()
+        assert found.get_row_with_neighbor(0)["next_cell_index"] == graph[0].indices[0]
+
+
+def test_a_key_that_is_not_there_is_refused(two_graphs: Path) -> None:
+    """Another graph would be served in its place; the message names those that are there. Who asks for none is not bothered."""
+    with pytest.raises(ValueError, match=r"two holds no graph 'other', but 'near', 'far'; open it .* obsp=\['other'\]"):
+        SingleCellMemMapDataset(two_graphs, load_neighbors=True, neighbor_key="other")
+
+    assert len(SingleCellMemMapDataset(two_graphs, neighbor_key="other")) == 4
+
+
+def test_a_graph_of_the_default_name_comes_before_the_neighbour_files(tmp_path: Path) -> None:
+    """It is the one that was asked for."""
+    adata = anndata.AnnData(X=np.eye(4, dtype=np.float32), obsp={"near": GRAPH, "next_cell_ids": GRAPH.T.tocsr()})
+    path = convert_h5ad(adata, tmp_path / "a", obsp=["near", "next_cell_ids"])
+
+    ds = SingleCellMemMapDataset(path, load_neighbors=True)
+
+    assert ds.get_neighbor_indices_for_cell(0).tolist() == [1]
+
+
+def test_an_archive_that_records_no_key_has_one_graph(two_graphs: Path) -> None:
+    """As every archive of bionemo-scdl: any key gives the neighbour files."""
+    metadata = json.loads((two_graphs / "metadata.json").read_text())
+    (two_graphs / "metadata.json").write_text(json.dumps({"num_rows": metadata["num_rows"]}))
+
+    ds = SingleCellMemMapDataset(two_graphs, load_neighbors=True, neighbor_key="whatever")
+
+    assert ds.get_neighbor_indices_for_cell(0).tolist() == [1, 3]
+
+
+def test_a_graph_that_a_join_leaves_out_is_missing_afterwards(two_graphs: Path, tmp_path: Path) -> None:
+    """The join warns; the dataset goes on without, and who opens its result with that key is told what there is."""
+    adata = anndata.AnnData(X=np.eye(4, dtype=np.float32), obsp={"near": GRAPH})
+    other = SingleCellMemMapDataset(convert_h5ad(adata, tmp_path / "one", obsp=["near"]))
+    ds = SingleCellMemMapDataset(two_graphs, load_neighbors=True, neighbor_key="far")
+
+    with pytest.warns(UserWarning, match="obsp far left out"):
+        ds.concat(other)
+
+    assert len(ds) == 8
+    assert ds.get_neighbor_stats() == {"has_neighbors": False}
+    with pytest.raises(ValueError, match="holds no graph 'far', but 'near'"):
+        SingleCellMemMapDataset(two_graphs, load_neighbors=True, neighbor_key="far")
+
+
+def test_the_way_to_neighbours_is_named(alone: SingleCellMemMapDataset) -> None:
+    """Both ways: at conversion and at opening."""
+    with pytest.raises(ValueError, match=r"convert_h5ad\(\.\.\., obsp=\[key\]\).*load_neighbors=True, neighbor_key=key"):
+        alone.get_row_with_neighbor(0)
 
 
 def test_the_sampler_stands_alone() -> None:

@@ -1,5 +1,6 @@
 """Reading rows of an archive: one, many, with features; expected values come from SciPy and literal tables."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,21 @@ def test_any_integer_is_an_index(ds: SingleCellMemMapDataset, matrix: scipy.spar
     assert ds.get_row_padded(index)[0].tolist() == matrix[row].toarray()[0].tolist()
     assert ds[index].tolist() == [values.tolist(), columns.tolist()]
     assert ds.get_row_column(index, int(columns[0])) == values[0]
+
+
+@pytest.mark.parametrize("index", [slice(0, 3), [1, 2], (1, 2), np.array([1, 2]), "3", 1.0, None])
+def test_what_is_no_integer_is_no_row(ds: SingleCellMemMapDataset, index: Any) -> None:
+    """The message shows what was given, and the way to several rows."""
+    for read in (ds.__getitem__, ds.get_row, ds.get_row_padded):
+        with pytest.raises(TypeError, match=r"a row is an integer, not .*; for several rows use rows\(\.\.\.\)"):
+            read(index)
+
+
+@pytest.mark.parametrize("index", [True, False, np.True_, np.False_])
+def test_a_truth_is_no_row(ds: SingleCellMemMapDataset, index: Any) -> None:
+    """ds[ds.obs_column("x") == y] with one row would be row 0 or 1."""
+    with pytest.raises(TypeError, match=rf"a row is an integer, not {re.escape(repr(index))}; for the rows of a mask use rows\(mask\)"):
+        ds[index]
 
 
 @pytest.mark.parametrize("index", [12, -13, 10**30])
@@ -238,7 +254,7 @@ def test_rows_are_selected_as_from_an_array(ds: SingleCellMemMapDataset, matrix:
         ([True], IndexError, r"a mask of shape \(1,\) .* expected \(12,\)"),
         ([1.5], TypeError, "not by float64"),
         ([[1]], TypeError, "in 2 dimensions"),
-        (3, TypeError, "in 0 dimensions"),
+        (3, TypeError, r"for one row use get_row\(3\) or rows\(\[3\]\)"),
         ("3", TypeError, "rows are selected by a slice, a mask or 1-D integers"),
     ],
 )
@@ -308,16 +324,18 @@ def test_a_row_whose_pointers_are_wrong_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_column_out_of_range_is_refused(tmp_path: Path) -> None:
-    """A dense row and a batch name the column; nothing is written beside them."""
+    """However the row is read, alone or in a batch, sparse or dense, the message is the same and names the cause; other rows come."""
     path = convert_h5ad(scipy.sparse.csr_matrix(np.ones((3, 4), np.float32)), tmp_path / "archive")
     np.array([0, 1, 2, 3] * 2 + [0, 1, 2, 9], np.uint8).tofile(path / "col_ptr.npy")
 
     ds = SingleCellMemMapDataset(path)
 
-    for read in (lambda: ds.get_row_padded(2), lambda: ds.rows([0, 2]), lambda: ds.__getitems__([2])):
-        with pytest.raises(ArchiveError, match="column 9"):
+    alone = [lambda: ds[2], lambda: ds.get_row(2), lambda: ds.get_row_padded(2), lambda: ds.get_row_column(2, 0)]
+    for read in (*alone, lambda: ds.rows([0, 2]), lambda: ds.__getitems__([2])):
+        with pytest.raises(ArchiveError, match=r"archive: row 2: column 9, expected 0\.\.3; the file is damaged, or bionemo-scdl put"):
             read()
     assert ds.rows([0, 1]).toarray().tolist() == [[1, 1, 1, 1]] * 2
+    assert ds.get_row(1)[0][1].tolist() == [0, 1, 2, 3]
 
 
 def test_an_archive_without_features_has_rows_of_unknown_width(tmp_path: Path) -> None:
