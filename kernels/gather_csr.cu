@@ -189,13 +189,13 @@ __device__ __forceinline__ void gather_unsorted(
 }
 
 #define GATHER(index_name, Index, value_name, Value)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32) gather_csr_##index_name##_##value_name(                                     \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, 8) gather_csr_##index_name##_##value_name(                                     \
         const Shard* shards, const i32* shard, const i64* starts, const i32* slots, u64 n_rows, u64 n_vars, const Index* read_indptr,    \
         const Index* indptr, u64 nnz, u64 span, u64 stage_bytes, Index* out_indices, Value* out_data, i32* out_fault) {                  \
         gather(shards, shard, starts, slots, n_rows, n_vars, read_indptr, indptr, nnz, span, stage_bytes, out_indices, out_data, out_fault); \
     }                                                                                                                                    \
     EXPORT_KERNEL(gather_csr_##index_name##_##value_name)                                                                                \
-    extern "C" __global__ void __launch_bounds__(SORT_THREADS) gather_csr_unsorted_##index_name##_##value_name(                          \
+    extern "C" __global__ void __launch_bounds__(SORT_THREADS, 4) gather_csr_unsorted_##index_name##_##value_name(                          \
         const Shard* shards, const i32* shard, const i64* starts, const i32* slots, u64 n_vars, const Index* read_indptr,                \
         const Index* indptr, u64 n_words, Index* out_indices, Value* out_data, i32* out_fault) {                                         \
         gather_unsorted(shards, shard, starts, slots, n_vars, read_indptr, indptr, n_words, out_indices, out_data, out_fault);           \

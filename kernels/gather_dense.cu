@@ -85,33 +85,36 @@ __device__ __forceinline__ u64 first_at_least(const Row& row, u64 column) {
     return low;
 }
 
-// Put those elements of a sorted row from `cursor` on whose columns lie below `last` into the tile; returns the next cursor.
-template <class Out> __device__ __forceinline__ u64 put_sorted(const Row& row, u64 cursor, u64 first, u64 last, Out* tile, i32* out_fault) {
-    u32 inside;
-    do {
+// Put the elements whose output columns are first..last-1 into the tile, ending with a barrier. In order: from element
+// `cursor` on, until one lies beyond; returns where. Otherwise all elements are looked at.
+template <class Out>
+__device__ __forceinline__ u64 put_all(const Row& row, bool in_order, u64 cursor, const i32* lut, u64 n_vars, u64 first, u64 last, Out* tile, i32* out_fault) {
+    for (;;) {
         const u64 k = cursor + threadIdx.x;
-        const u64 column = k < row.n ? row.column(k) : ~0ull, word = k < row.n ? row.word(k) : 0;
-        const bool mine = column >= first && column < last;
-        if (mine) put(row, word, tile + (column - first), out_fault);
-        inside = (u32)__syncthreads_count(mine);
-        cursor += inside;
-    } while (inside == THREADS);
-    return cursor;
-}
-
-// Put all elements whose output columns are first..last-1 into the tile.
-template <class Out> __device__ __forceinline__ void put_any(const Row& row, const i32* lut, u64 n_vars, u64 first, u64 last, Out* tile, i32* out_fault) {
-#pragma unroll 4
-    for (u64 k = threadIdx.x; k < row.n; k += THREADS) {
-        const u64 column = row.column(k);
-        if (column >= n_vars) {
-            report(out_fault, OUT_OF_RANGE, row.position);
-            continue;
+        u64 target = ~0ull, word = 0;
+        if (k < row.n) {
+            target = row.column(k);
+            if (in_order) word = row.word(k);  // on its way together with the column
+            if (target >= n_vars) {
+                report(out_fault, OUT_OF_RANGE, row.position);
+                target = ~0ull;
+            } else if (lut) {
+                target = (u64)(i64)lut[target];  // -1 is beyond every tile
+            }
         }
-        const u64 target = lut ? (u64)(i64)lut[column] : column;  // -1 is beyond every tile
-        if (target >= first && target < last) put(row, row.word(k), tile + (target - first), out_fault);
+        const bool inside = target >= first && target < last;
+        if (inside) put(row, in_order ? word : row.word(k), tile + (target - first), out_fault);
+        if (in_order) {
+            const u32 n_inside = (u32)__syncthreads_count(inside);
+            cursor += n_inside;
+            if (n_inside < THREADS) return cursor;
+        } else {
+            cursor += THREADS;
+            if (cursor >= row.n) break;
+        }
     }
     __syncthreads();
+    return 0;
 }
 
 template <class Out>
@@ -143,13 +146,9 @@ __device__ __forceinline__ void gather(
         for (u32 w = threadIdx.x; w < tile_bytes / 16; w += THREADS) shared[w] = uint4{0, 0, 0, 0};
         if (in_order && cursor == 0 && first > 0) cursor = first_at_least(row, first);
         __syncthreads();
-        if (in_order) cursor = put_sorted(row, cursor, first, last, here, out_fault);
-        else put_any(row, lut, n_vars, first, last, here, out_fault);
-        write_tile<Out>((const u8*)tile, first_byte, last_byte);
-        __syncthreads();
+        cursor = put_all(row, in_order, cursor, lut, n_vars, first, last, here, out_fault);
+        write_tile<Out>((const u8*)tile, first_byte, last_byte);  // a thread clears the words that it has written: no barrier
     }
-    // Columns ascend: if any is out of range, the last is.
-    if (in_order && threadIdx.x == 0 && blockIdx.y == 0 && row.n > 0 && row.column(row.n - 1) >= n_vars) report(out_fault, OUT_OF_RANGE, row.position);
 }
 
 #define GATHER(name, Out)                                                                                                              \

@@ -92,7 +92,7 @@ def gather_dense(launch, shards, shard, starts, slots, read_indptr, n_vars, lut,
     if n_rows == 0 or row_bytes == 0:
         return
     room = SHARED_BYTES - ALIGNMENT if len(lut) else TILE_BYTES
-    tile_bytes = min(room, -(-row_bytes // ALIGNMENT + 1) * ALIGNMENT)
+    tile_bytes = min(room, (-(-row_bytes // ALIGNMENT) + 1) * ALIGNMENT)
     n_tiles = -(-(row_bytes + ALIGNMENT - 1) // tile_bytes)
     rows = (shards.address, _address(shard), _address(starts), _address(slots), _address(read_indptr))
     launch(
