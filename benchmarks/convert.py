@@ -37,7 +37,7 @@ def convert(which: str, source: Path, target: Path) -> None:
 def child(which: str, source: Path, target: Path) -> None:
     """Convert in this process and print seconds and memory as JSON."""
     if which == "bionemo-scdl":
-        import bionemo.scdl.io.single_cell_memmap_dataset
+        import bionemo.scdl.io.single_cell_memmap_dataset  # noqa: F401
     else:
         import scdl_gpu.convert.archive  # noqa: F401
     with bench.PeakMemory() as memory:
