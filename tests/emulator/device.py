@@ -4,6 +4,7 @@ Knows what a GPU does with memory and order, as far as Python can see it: upload
 them, memory runs out, what is not initialised is rubbish, and every allocation ends where it ends.
 """
 
+import ctypes
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,13 +65,18 @@ class EmulatedDevice:
         return torch.from_numpy(memory.empty(size_bytes, np.uint8))
 
     def upload(self, host: torch.Tensor, device: torch.Tensor) -> None:
-        """Enqueue a copy, which happens when somebody waits for it or a kernel is launched after it."""
+        """Enqueue a copy, which happens when somebody waits for it or a kernel is launched after it.
+
+        As on a GPU nothing keeps `host` until then, or keeps others from writing to it.
+        """
         _check_alike(host, device)
-        self._enqueued.append(lambda: device.copy_(host))
+        address, size_bytes = host.data_ptr(), host.nbytes
+        self._enqueued.append(lambda: ctypes.memmove(device.data_ptr(), address, size_bytes))
 
     def download(self, device: torch.Tensor, host: torch.Tensor) -> None:
         """Enqueue a copy, as `upload` does."""
-        self.upload(device, host)
+        _check_alike(device, host)
+        self._enqueued.append(lambda: host.copy_(device))
 
     def pin(self, memory: torch.Tensor) -> int:
         """Note that the memory is page-locked."""
