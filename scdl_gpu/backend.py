@@ -91,11 +91,7 @@ class CsrSource:
             cpu.gather_csr(
                 self._table, nothing, starts[first:last], nothing, part, n_vars, part, self._kind, out.indices, values, found
             )  # fmt: skip
-            return (
-                np.where(found < shards.NO_FAULT, found.astype(np.int64) + first, shards.NO_FAULT)
-                if found.min() < shards.NO_FAULT
-                else found
-            )
+            return np.where(found < shards.NO_FAULT, found + np.int64(first), shards.NO_FAULT)
 
         faults = np.min(_split(copy, ends), axis=0)
         if int(faults.min()) < shards.NO_FAULT:
