@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.features import VariableFeatureIndex
 from scdl_gpu.archive.graphs import NEIGHBOR_FILES, Graph, graph_directory
-from scdl_gpu.archive.raw import RawArchive
-from scdl_gpu.errors import ArchiveError
+from scdl_gpu.archive.raw import RawArchive, missing_names
+from scdl_gpu.errors import ArchiveError, MissingFileError
 
 PIECE = 1 << 22
 Progress = Callable[[int], None]
@@ -31,6 +31,12 @@ def check_archive(archive: RawArchive, progress: Progress = lambda _: None) -> b
         raise ArchiveError(
             f"{archive.path / FileNames.METADATA.value}: says that all rows are canonical, but some are not; "
             f"the arrays were changed after they were written: convert the source anew"
+        )
+    for file in missing_names(archive):
+        kind = ArchiveError if file.exists() else MissingFileError
+        raise kind(
+            f"{file} is missing, or does not fit its table, though metadata.json records it: the copy is incomplete; "
+            f"copy the archive again, or convert the source anew"
         )
     for block in (*archive.var.blocks, *archive.obs.blocks):
         block.names()

@@ -85,10 +85,19 @@ class RowFeatureIndex(ABC):
     def __len__(self) -> int:
         return len(self._blocks)
 
+    def __repr__(self) -> str:
+        columns = dict.fromkeys(name for block in self._blocks for name in block.columns)
+        shown = ", ".join([*list(columns)[:8], *(["..."] if len(columns) > 8 else [])]) or "none"
+        return f"{type(self).__name__}({self.number_of_rows()} rows, {len(self)} block{'s' * (len(self) != 1)}, columns: {shown})"
+
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The blocks, in row order."""
         return tuple(self._blocks)
+
+    def named_blocks(self) -> list[int]:
+        """Return the numbers of the blocks whose rows or variables have names."""
+        return [number for number, block in enumerate(self._blocks) if block.has_names]
 
     def number_of_rows(self) -> int:
         """Return the number of rows that all blocks stand for."""
@@ -144,7 +153,7 @@ class RowFeatureIndex(ABC):
         try:
             return block.column(name)
         except KeyError:
-            raise _unknown(name) from None
+            raise _unknown(name, block.columns) from None
 
     def _new_block(self, features: Mapping[str, Any], names: Iterable[str] | None) -> MemoryBlock:
         """Check the arguments of append_features and make a block of them."""
@@ -196,9 +205,18 @@ class VariableFeatureIndex(RowFeatureIndex):
         return [column.to_numpy() for column in columns], self._labels[number]
 
     def block_names(self, number: int) -> Values | None:
-        """Return the names of the variables of a block, or None where they are not known."""
-        names = self._blocks[number].names()
+        """Return the names of the variables of a block, or None where they are not known. Raises IndexError."""
+        names = self._block(number).names()
         return None if names is None else names.to_numpy()
+
+    def block_column(self, number: int, name: str) -> Column:
+        """Return a column of the variables of a block. Raises IndexError, and ValueError for an unknown name."""
+        return self._column_of(self._block(number), name)
+
+    def _block(self, number: int) -> Block:
+        if not -len(self._blocks) <= as_integer(number) < len(self._blocks):
+            raise IndexError(f"block {number} is out of range; the index has {len(self._blocks)}")
+        return self._blocks[number]
 
     def concat(self, other_row_index: Any) -> "VariableFeatureIndex":
         """Append the blocks of another index, in place; return self. Equal neighbours become one block."""
@@ -280,7 +298,7 @@ class ObservedFeatureIndex(RowFeatureIndex):
         """Return a column over all rows, missing where a block lacks it; kept. ValueError for an unknown name."""
         if name not in self._whole:
             if name not in self.columns:
-                raise _unknown(name)
+                raise _unknown(name, self.columns)
             parts = zip(self._blocks, self._rows_of_blocks(), strict=True)
             joined = [block.column(name) if name in block.columns else Column.missing(n_rows) for block, n_rows in parts]
             self._whole[name] = Column.concat(joined)
@@ -319,8 +337,9 @@ class ObservedFeatureIndex(RowFeatureIndex):
         return JoinedBlock([*(last.parts if isinstance(last, JoinedBlock) else [last]), new])
 
 
-def _unknown(name: Any) -> ValueError:
-    return ValueError(f"Provided feature column {name} in select_features not present in dataset.")
+def _unknown(name: Any, columns: Iterable[str]) -> ValueError:
+    there = ", ".join(map(repr, columns)) or "none"
+    return ValueError(f"Provided feature column {name} in select_features not present in dataset. Its columns: {there}")
 
 
 def _feature_column(name: Any, values: Any) -> Column:

@@ -7,6 +7,7 @@ the first and the last row pointer, footers of the feature tables; `scdl-gpu ver
 
 import contextlib
 import json
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from scdl_gpu.archive.graphs import Graph, open_neighbors, open_obsm, open_obsp
 from scdl_gpu.archive.header import SCDLHeader
 from scdl_gpu.archive.maps import Array, map_array, size_bytes
 from scdl_gpu.errors import ArchiveError, MissingFileError
+
+logger = logging.getLogger(__name__)
 
 Generation = Literal["A", "B", "C", "D"]
 Index = TypeVar("Index", bound=RowFeatureIndex)
@@ -76,6 +79,8 @@ def open_raw(path: Path, *, writable: bool = False, data_dtype: str | None = Non
         try:
             archive = _open(path, writable=writable, data_dtype=data_dtype)
             if _is_at(path, held):
+                for file in missing_names(archive):
+                    logger.warning("%s: metadata.json records it, and there is none that fits; names are left out", file)
                 return archive
         except ArchiveError:
             if _is_at(path, held):
@@ -86,6 +91,27 @@ def open_raw(path: Path, *, writable: bool = False, data_dtype: str | None = Non
                 raise ArchiveError(f"{at} cannot be read: {error}; check what it is, its permissions and the disk") from error
         finally:
             os.close(held)
+
+
+def missing_names(archive: RawArchive) -> list[Path]:
+    """List the files of names that metadata.json records and the archive has not (or not fitting their tables).
+
+    Nothing where there is no record, or where another program has changed the number of rows or values since.
+    """
+    recorded = archive.metadata.get("names", {})
+    if (archive.metadata.get("num_rows"), archive.metadata.get("nnz")) != (archive.n_rows, archive.nnz):
+        return []
+    files = []
+    for name, index in ((FileNames.VAR_FEATURES.value, archive.var), (FileNames.OBS_FEATURES.value, archive.obs)):
+        numbers = recorded.get(name, []) if isinstance(recorded, dict) else None
+        if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
+            raise ArchiveError(
+                f"{archive.path / FileNames.METADATA.value}: 'names' is {recorded!r}, expected lists of block numbers; "
+                f"copy the archive again"
+            )
+        lost = sorted(set(numbers) - set(index.named_blocks()))
+        files += [archive.path / name / f"names_{number:0{len(str(len(index)))}d}.names" for number in lost]
+    return files
 
 
 def _is_at(path: Path, held: int) -> bool:
@@ -210,7 +236,7 @@ def _check_lengths(
             f"{path}: {FileNames.ROWPTR.value} ends at {last:,}, {FileNames.COLPTR.value} holds {indices.size:,} columns and "
             f"{FileNames.DATA.value} {data.size:,} values ({data.dtype}); they must be equal. "
             f"copy the archive again, or convert the source anew; "
-            f"where bionemo-scdl cast the values of a reopened archive, open it with data_dtype= the dtype it was cast to"
+            f"where bionemo-scdl cast the values of a reopened archive, open it with data_dtype= (--stored-dtype) the dtype it was cast to"
         )
 
 

@@ -138,7 +138,8 @@ def finish(
         version = CurrentSCDLVersion()
     new = SCDLHeader(version, Backend.MEMMAP_V0, arrays, indices, trailing=trailing)
     new.save(str(directory / FileNames.HEADER.value))
-    own = {"num_rows": rows, "nnz": nnz, "canonical": canonical}
+    named = {kind.value: index.named_blocks() for kind, index in ((FileNames.VAR_FEATURES, var), (FileNames.OBS_FEATURES, obs))}
+    own = {"num_rows": rows, "nnz": nnz, "canonical": canonical, "names": named}
     metadata = own | (extra or {}) | own
     (directory / FileNames.METADATA.value).write_text(json.dumps(metadata))
     (directory / FileNames.VERSION.value).write_text(json.dumps(__version__))

@@ -79,14 +79,12 @@ def test_truncated_files_are_noticed(archive: Path, whole: str, name: str, cut: 
 
 @pytest.mark.parametrize("name", FILES)
 def test_files_that_are_missing_are_noticed(archive: Path, whole: str, name: str) -> None:
-    """A missing file is named; without header.sch the dtype is asked for; names and labels of others are optional."""
+    """A missing file is named; without header.sch the dtype is asked for; labels of others are optional."""
     (archive / name).unlink()
     optional = (*UNREAD, "var_features/labels.json", "obs_features/labels.json")
 
     if name in optional:
         assert everything(archive) == whole
-    elif name.endswith(".names"):
-        assert everything(archive) != whole
     elif name.startswith("neighbor_"):
         with pytest.warns(UserWarning, match="neighbor files are missing"):
             SingleCellMemMapDataset(archive, load_neighbors=True)

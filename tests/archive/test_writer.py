@@ -182,12 +182,15 @@ def test_the_header_is_as_the_format_says(arrays: Path) -> None:
 
 
 def test_metadata_counts_for_itself(arrays: Path) -> None:
-    """Further entries are kept, but never say how many rows there are."""
+    """Further entries are kept, but never say how many rows or names there are."""
     var, obs = indices()
 
-    finish(arrays, dtypes=DTYPES, var=var, obs=obs, canonical=False, extra={"num_rows": 99, "nnz": 99, "canonical": True, "x": "raw"})
+    extra = {"num_rows": 99, "nnz": 99, "canonical": True, "names": {"obs_features": [7]}, "x": "raw"}
+    finish(arrays, dtypes=DTYPES, var=var, obs=obs, canonical=False, extra=extra)
 
-    assert json.loads((arrays / "metadata.json").read_text()) == {"num_rows": 2, "nnz": 3, "canonical": False, "x": "raw"}
+    names: dict[str, list[int]] = {"var_features": [], "obs_features": []}
+    found = json.loads((arrays / "metadata.json").read_text())
+    assert found == {"num_rows": 2, "nnz": 3, "canonical": False, "names": names, "x": "raw"}
     assert open_raw(arrays).n_rows == 2
 
 
