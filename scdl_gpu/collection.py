@@ -9,9 +9,9 @@ import itertools
 import json
 import logging
 import os
+import warnings
 from collections.abc import Iterable
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from scdl_gpu.archive import change
 from scdl_gpu.archive.commit import make_directory, remove, sync
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.features import VariableFeatureIndex
+from scdl_gpu.convert.workers import Processes
 from scdl_gpu.dataset import SingleCellMemMapDataset, joined_dtype
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.row_dataset import SingleCellRowDatasetCore
@@ -43,19 +44,20 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         data_dtype: str | None = None,
     ) -> None:
         self.data_path = Path(data_path)
+        self._path = self.data_path.absolute()
         self.load_neighbors = load_neighbors
         self.neighbor_key = neighbor_key
         self.data_dtype = data_dtype
         self.metadata: dict[str, int] = {}
         self.fname_to_mmap: dict[Path, SingleCellMemMapDataset] = {}
         self._var_feature_index = VariableFeatureIndex()
-        make_directory(self.data_path)
+        make_directory(self._path)
         for archive in self._remembered():
             self._add(archive, self._open(archive))
         self._remember()
 
     def _open(self, archive: Path) -> SingleCellMemMapDataset:
-        return SingleCellMemMapDataset(archive, load_neighbors=self.load_neighbors, neighbor_key=self.neighbor_key)
+        return SingleCellMemMapDataset(self._path / archive.name, load_neighbors=self.load_neighbors, neighbor_key=self.neighbor_key)
 
     def _add(self, archive: Path, dataset: SingleCellMemMapDataset) -> None:
         self.fname_to_mmap[archive] = dataset
@@ -65,22 +67,22 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         """Write which archives there are, in order, for who opens the collection again; nothing where that is written already."""
         document = {"archives": [archive.name for archive in self.fname_to_mmap]}
         for name, content in ((FileNames.METADATA.value, document), (FileNames.VERSION.value, __version__)):
-            text, file = json.dumps(content), self.data_path / name
+            text, file = json.dumps(content), self._path / name
             if file.exists() and (file.read_text() == text or name == FileNames.VERSION.value):
                 continue
-            new = self.data_path / f".{name}.new"
+            new = self._path / f".{name}.new"
             with new.open("w") as stream:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
             new.replace(file)
-            sync(self.data_path)
+            sync(self._path)
 
     def _remembered(self) -> list[Path]:
         """Return the archives that are there: in the order written down, then those that were not."""
-        present = {file.name for file in self.data_path.iterdir() if (file / FileNames.METADATA.value).exists() and file.name[0] != "."}
+        present = {file.name for file in self._path.iterdir() if (file / FileNames.METADATA.value).exists() and file.name[0] != "."}
         try:
-            document = json.loads((self.data_path / FileNames.METADATA.value).read_bytes())
+            document = json.loads((self._path / FileNames.METADATA.value).read_bytes())
             order = [name for name in dict.fromkeys(document["archives"]) if name in present]
         except FileNotFoundError:
             order = []
@@ -120,7 +122,7 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         if present is not None:
             raise FileExistsError(f"{h5ad} is in {self.data_path} already, as {present.name}; remove {present} to convert it again")
         archive = self._vacant(h5ad)
-        _convert(archive, h5ad, options)
+        _convert(self._path / archive.name, h5ad, options)
         self._add(archive, self._open(archive))
         self._remember()
 
@@ -164,12 +166,15 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         failed: list[tuple[Path, BaseException]] = []
         with contextlib.ExitStack() as stack:
             workers = stack.enter_context(_workers(max_workers, use_processes=use_processes)) if executor is None else executor
-            futures = [workers.submit(_convert, archive.absolute(), file, options) for file, archive in archives.items()]
-            for future in futures:
+            convert = _convert_apart if executor is None and use_processes else _convert
+            futures = [workers.submit(convert, self._path / archive.name, file, options) for file, archive in archives.items()]
+            for future in () if isinstance(workers, Processes) else futures:
                 stack.callback(future.cancel)  # on an interrupt: what has not begun need not be waited for
             for (file, archive), future in zip(archives.items(), futures, strict=True):
                 error = future.exception()
                 if error is None:
+                    for message in future.result() or ():
+                        warnings.warn(message, UserWarning, stacklevel=2)
                     self._add(archive, self._open(archive))
                 else:
                     failed.append((file, error))
@@ -181,7 +186,7 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         present = self._holding(h5ad)
         if present is None:
             return False
-        if h5ad.stat().st_mtime_ns > (present / FileNames.HEADER.value).stat().st_mtime_ns:
+        if h5ad.stat().st_mtime_ns > (self._path / present.name / FileNames.HEADER.value).stat().st_mtime_ns:
             raise FileExistsError(f"{h5ad} was changed after it was converted to {present}; remove {present} to convert it again")
         logger.info("%s is in %s already, as %s", h5ad, self.data_path, present.name)
         return True
@@ -209,6 +214,12 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         """Return the number of rows, and the number of variables of each block."""
         return self.number_of_rows(), self.number_of_variables()
 
+    def __repr__(self) -> str:
+        genes = " + ".join(map(str, self.number_of_variables()[:4])) + (" + ..." if len(self._var_feature_index) > 4 else "")
+        rows = self._var_feature_index.number_of_rows()
+        size = f"{len(self.fname_to_mmap)} archives, {rows} rows x {genes} genes, {self.number_nonzero_values()} nonzeros"
+        return f"{type(self).__name__}({str(self.data_path)!r}: {size})"
+
     def version(self) -> str:
         """Return the version of this package."""
         return __version__
@@ -223,12 +234,12 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         del extend_copy_size
         if not self.fname_to_mmap:
             raise ValueError(f"{self.data_path} holds no archives to flatten; load h5ad files into it first")
-        if destroy_on_copy and Path(output_path).resolve().is_relative_to(self.data_path.resolve()):
+        if destroy_on_copy and Path(output_path).resolve().is_relative_to(self._path.resolve()):
             raise ValueError(f"{output_path} lies in {self.data_path}, which destroy_on_copy removes; choose a path outside")
         datasets = list(self.fname_to_mmap.values())
         change.join_into([dataset.archive for dataset in datasets], Path(output_path), data_dtype=joined_dtype(datasets))
         if destroy_on_copy:
-            remove(self.data_path)
+            remove(self._path)
             self.fname_to_mmap, self._var_feature_index = {}, VariableFeatureIndex()
 
 
@@ -237,8 +248,16 @@ def _convert(archive: Path, h5ad: Path, options: dict[str, Any]) -> None:
     SingleCellMemMapDataset(archive, h5ad_path=h5ad, **options)
 
 
+def _convert_apart(archive: Path, h5ad: Path, options: dict[str, Any]) -> list[str]:
+    """Convert one file in a process of its own; return its warnings, which are the caller's to give."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _convert(archive, h5ad, options)
+    return [str(warning.message) for warning in caught]
+
+
 def _workers(max_workers: int, *, use_processes: bool) -> Executor:
-    """Make threads, or processes that are spawned: forking a process that has threads can hang it."""
+    """Make threads or processes."""
     if use_processes:
-        return ProcessPoolExecutor(max_workers, mp_context=get_context("spawn"))
+        return Processes(max_workers)
     return ThreadPoolExecutor(max_workers)

@@ -57,6 +57,17 @@ class ArchiveTables(SingleCellRowDataset):
             raise ValueError(f"{self.data_path} has {len(self._var_feature_index)} blocks of genes; ask var_features().block_names(block)")
         return self._var_feature_index.block_names(0) if len(self._var_feature_index) else None
 
+    def var_column(self, name: str) -> "pd.Series[Any]":
+        """Return one column of the genes with its pandas dtype (categories kept), of an archive of one block.
+
+        Raises ValueError for an unknown name, and for several blocks: see `var_features().block_column(block, name)`.
+        """
+        index = self._var_feature_index
+        if len(index) != 1:
+            raise ValueError(f"{self.data_path} has {len(index)} blocks of genes; ask var_features().block_column(block, {name!r}) of one")
+        column: pd.Series[Any] = index.block_column(0, name).to_pandas().rename(name)
+        return column if self.var_names is None else column.set_axis(self.var_names)
+
     def obs_column(self, name: str) -> "pd.Series[Any]":
         """Return one obs column of all rows with its pandas dtype (categories kept); only it is read. Raises ValueError."""
         column: pd.Series[Any] = self._obs_feature_index.column(name).to_pandas().rename(name)
@@ -66,6 +77,11 @@ class ArchiveTables(SingleCellRowDataset):
     def obsm(self) -> dict[str, NDArray[Any]]:
         """Arrays (n_rows, ...) that the conversion was asked to keep, as read-only maps."""
         return {key: np.asarray(array) for key, array in self._archive.obsm.items()}
+
+    def __repr__(self) -> str:
+        genes = " + ".join(map(str, self.number_of_variables()[:4])) + (" + ..." if len(self._var_feature_index) > 4 else "")
+        size = f"{self.row_index.size - 1} rows x {genes} genes, {self.data.size} nonzeros, {self.data.dtype}"
+        return f"{type(self).__name__}({str(self.data_path)!r}: {size})"
 
     def version(self) -> str:
         """Return the version of this package."""

@@ -543,6 +543,13 @@ def test_a_change_of_an_archive_that_was_changed_meanwhile_is_refused(archive: P
     assert rows_of(stale) == ROWS
 
 
+@pytest.mark.parametrize("path", [5, None, b"archive", ["archive"]])
+def test_a_path_that_is_none_is_refused(path: Any) -> None:
+    """By name, before anything is looked at."""
+    with pytest.raises(TypeError, match=r"data_path is .*, expected the path of an archive"):
+        SingleCellMemMapDataset(path)
+
+
 # The working directory
 
 

@@ -89,6 +89,36 @@ def test_what_is_no_integer_is_no_row(ds: SingleCellMemMapDataset, index: Any) -
             read(index)
 
 
+def test_a_dataset_says_what_it_is(ds: SingleCellMemMapDataset, ragged: SingleCellMemMapDataset, matrix: scipy.sparse.csr_matrix) -> None:
+    """Path, rows, genes, nonzeros, dtype; blocks with different genes are added up. Its indices name their columns."""
+    shown = (repr(ds), repr(ds.var_features()), repr(ds.obs_features()))
+
+    assert shown[0] == f"SingleCellMemMapDataset('{ds.data_path}': 12 rows x 300 genes, {matrix.nnz} nonzeros, float32)"
+    assert shown[1] == "VariableFeatureIndex(12 rows, 1 block, columns: symbol, length)"
+    assert shown[2] == "ObservedFeatureIndex(12 rows, 1 block, columns: line, depth)"
+    assert ": 5 rows x 5 + 7 genes, " in repr(ragged)
+
+
+def test_a_var_column_comes_as_a_series(ds: SingleCellMemMapDataset, ragged: SingleCellMemMapDataset) -> None:
+    """With its dtype and the names of the genes; of several blocks each has its own."""
+    length = ds.var_column("length")
+
+    assert (length.name, length.dtype, length["g7"], len(length)) == ("length", np.int64, 7, 300)
+    assert ds.var_column("symbol").tolist() == [f"s{gene}" for gene in range(N_VARS)]
+    with pytest.raises(ValueError, match=r"feature column q in select_features not present in dataset\. Its columns: 'symbol', 'length'"):
+        ds.var_column("q")
+    with pytest.raises(ValueError, match=r"ragged has 2 blocks of genes; ask var_features\(\)\.block_column\(block, 'x'\)"):
+        ragged.var_column("x")
+    assert len(ragged.var_features().block_column(1, ragged.var_features().blocks[1].columns[0])) == 7
+
+
+def test_names_of_a_block_that_is_not_there(ragged: SingleCellMemMapDataset) -> None:
+    """The message says how many there are."""
+    for number in (2, 7, -3):
+        with pytest.raises(IndexError, match=f"block {number} is out of range; the index has 2"):
+            ragged.var_features().block_names(number)
+
+
 @pytest.mark.parametrize("index", [True, False, np.True_, np.False_])
 def test_a_truth_is_no_row(ds: SingleCellMemMapDataset, index: Any) -> None:
     """ds[ds.obs_column("x") == y] with one row would be row 0 or 1."""
@@ -152,11 +182,15 @@ def test_features_come_with_a_row_when_asked_for(ds: SingleCellMemMapDataset) ->
 
 
 @pytest.mark.parametrize(
-    "options", [{"return_var_features": True, "var_feature_names": ["q"]}, {"return_obs_features": True, "obs_feature_names": ["q"]}]
+    ("options", "columns"),
+    [
+        ({"return_var_features": True, "var_feature_names": ["q"]}, "'symbol', 'length'"),
+        ({"return_obs_features": True, "obs_feature_names": ["q"]}, "'line', 'depth'"),
+    ],
 )
-def test_an_unknown_feature_is_refused(ds: SingleCellMemMapDataset, options: dict[str, Any]) -> None:
-    """The message names the feature."""
-    with pytest.raises(ValueError, match="Provided feature column q in select_features not present in dataset"):
+def test_an_unknown_feature_is_refused(ds: SingleCellMemMapDataset, options: dict[str, Any], columns: str) -> None:
+    """The message names the feature, and those that there are."""
+    with pytest.raises(ValueError, match=rf"Provided feature column q in select_features not present in dataset\. Its columns: {columns}"):
         ds.get_row(0, **options)
 
 

@@ -60,6 +60,27 @@ def test_an_empty_collection_has_a_shape(tmp_path: Path) -> None:
     assert collection.data_path == tmp_path / "deep" / "collection"
 
 
+def test_a_relative_collection_holds_after_a_change_of_directory(
+    make: Make, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path is resolved at opening, and kept as it was given; what it holds is said in a line."""
+    matrices = [make("a.h5ad"), make("b.h5ad")]
+    monkeypatch.chdir(tmp_path)
+    collection = SingleCellCollection("collection")
+    (tmp_path / "elsewhere").mkdir()
+
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    collection.load_h5ad(sources / "a.h5ad", use_X_not_raw=True)
+    collection.load_h5ad_multi(sources, max_workers=1, use_X_not_raw=True)
+    shown = repr(collection)
+    collection.flatten("flat")
+
+    assert list(collection.fname_to_mmap) == [Path("collection/a"), Path("collection/b")]
+    assert shown.startswith(f"SingleCellCollection('collection': 2 archives, {sum(m.shape[0] for m in matrices)} rows x 6 genes, ")
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["flat"]
+    assert len(SingleCellCollection(tmp_path / "collection").fname_to_mmap) == 2
+
+
 def test_one_file_is_loaded(make: Make, sources: Path, tmp_path: Path) -> None:
     """Under its stem; a str is a path too."""
     matrix = make("a.h5ad")
