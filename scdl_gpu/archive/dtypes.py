@@ -121,7 +121,7 @@ def _headerless(path: Path, sizes: dict[str, int], n_rows: int | None, data_dtyp
     if data_dtype is None and data_bytes != 4:
         raise ArchiveError(
             f"{path / DATA}: {sizes[DATA]:,} bytes for {nnz:,} values, and no header.sch says of which dtype; "
-            f"open the archive with data_dtype=, one of {STORABLE}"
+            f"open the archive with data_dtype= (--stored-dtype), one of {STORABLE}"
         )
     if data_dtype is not None and data_bytes != _item_bytes(data_dtype) and nnz:
         raise ArchiveError(

@@ -1,45 +1,24 @@
-"""`scdl-gpu`: convert, concat, info and verify archives from a shell.
+"""Where commands begin: `scdl-gpu` here, `convert_h5ad_to_scdl` in its module.
 
-Knows the commands and their order in the help; each is a file of its own, which imports what it works with when it is
-run: the help must not wait for it.
+Knows what Ctrl-C does, at any time: all that a command needs is imported after that is settled.
 """
 
-import typer
+import sys
+from importlib import import_module
 
-from scdl_gpu.cli.concat import concat
-from scdl_gpu.cli.convert import convert
-from scdl_gpu.cli.info import info
-from scdl_gpu.cli.report import SETTINGS, VersionOption
-from scdl_gpu.cli.verify import verify
-
-app = typer.Typer(
-    name="scdl-gpu",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    context_settings=SETTINGS,
-)
-for command in (convert, concat, info, verify):
-    app.command(context_settings=SETTINGS)(command)
-
-
-@app.callback()
-def scdl_gpu(version: VersionOption = False) -> None:
-    """Single-cell count matrices as archives that training reads faster than it can compute.
-
-    \b
-    scdl-gpu convert pbmc.h5ad pbmc         an h5ad becomes an archive
-    scdl-gpu convert plates/ all            so do all h5ad files below a directory, as one
-    scdl-gpu info pbmc                      what is in it
-    scdl-gpu verify pbmc                    read every byte of it, and name the first fault
-    scdl-gpu concat day1 day2 both          archives one after the other
-
-    Archives are directories that bionemo-scdl opens too. `scdl-gpu COMMAND --help` says more.
-    Results go to stdout, progress and faults to stderr; the exit code is 0 for success, 1 for a fault, 2 for wrong usage.
-    """  # noqa: D301
+INTERRUPTED = 130
+"""The exit code of a command that was interrupted, as shells have it: 128 and the number of the signal."""
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run `scdl-gpu`."""
+    run("scdl_gpu.cli.commands")
+
+
+def run(module: str) -> None:
+    """Run the `app` of a module of commands; Ctrl-C ends it with one line and exit code 130."""
+    try:
+        import_module(module).app()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(INTERRUPTED)

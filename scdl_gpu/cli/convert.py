@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scdl_gpu.cli.report import DTYPE_HELP, DataDtype, StoredDtypeOption, reported, tell
+from scdl_gpu.cli.report import DTYPE_HELP, StoredDtypeOption, dtype_of, reported, tell
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -31,7 +31,8 @@ MatrixOption = Annotated[
     str, typer.Option("--x", callback=_matrix, metavar="auto|X|raw|layers/NAME", help="auto: raw where present, else X.")
 ]
 DtypeOption = Annotated[
-    DataDtype | None, typer.Option(metavar="DTYPE", help=DTYPE_HELP, show_default="the narrowest that holds every value exactly")
+    str | None,
+    typer.Option(callback=dtype_of, metavar="DTYPE", help=DTYPE_HELP, show_default="the narrowest that holds every value exactly"),
 ]
 ToleranceOption = Annotated[
     float, typer.Option(metavar="DIFFERENCE", min=0, help="Largest difference accepted between a value and what is stored for it.")
@@ -86,13 +87,13 @@ def convert(
         refuse_existing(archive)
         options = Options(
             x=x,
-            data_dtype="auto" if data_dtype is None else data_dtype.value,
+            data_dtype=data_dtype or "auto",
             tolerance=tolerance,
             canonical=canonical,
             obs=not no_obs,
             obsm=tuple(dict.fromkeys(obsm or ())),
             obsp=tuple(dict.fromkeys(obsp or ())),
-            stored_dtype=None if stored_dtype is None else stored_dtype.value,
+            stored_dtype=stored_dtype,
         )
         _convert(sources, archive, options, workers)
         tell(summary(archive, time.perf_counter() - start))
@@ -132,9 +133,10 @@ def summary(archive: Path, seconds: float) -> dict[str, str]:
 
 @contextmanager
 def _executor(workers: int | None) -> Iterator["Executor | None"]:
-    """Give that many processes, a thread for one, or None: as many as are worth it. Forking a process with threads can hang it."""
-    from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-    from multiprocessing import get_context
+    """Give that many processes, a thread for one, or None: as many as are worth it."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from scdl_gpu.convert.workers import Processes
 
     if workers is None:
         yield None
@@ -142,5 +144,5 @@ def _executor(workers: int | None) -> Iterator["Executor | None"]:
         with ThreadPoolExecutor(1) as thread:
             yield thread
     else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
+        with Processes(workers) as processes:
             yield processes

@@ -7,15 +7,16 @@ else is a mistake in this program and keeps its traceback.
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
+from scdl_gpu.cli import INTERRUPTED
 from scdl_gpu.errors import ScdlError
 from scdl_gpu.version import __version__
 
 FAULTS = (ScdlError, ValueError, OSError)
+NO_FLAGS: Mapping[str, str] = {}
 
 
 def _with_dashes(token: str) -> str:
@@ -26,23 +27,23 @@ SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "token_normal
 """Options may be spelt with underscores as well as with dashes."""
 
 
-class DataDtype(StrEnum):
-    """The dtypes that values are stored in."""
-
-    UINT8 = "uint8"
-    UINT16 = "uint16"
-    UINT32 = "uint32"
-    UINT64 = "uint64"
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
-
-
+DTYPES = ("uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
 DTYPE_HELP = "Dtype of the stored values: uint8, uint16, uint32, uint64, float16, float32 or float64."
 
+
+def dtype_of(name: str | None) -> str | None:
+    """Check the name of a dtype that values are stored in."""
+    if name is not None and name not in DTYPES:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(DTYPES)}")
+    return name
+
+
+DataDtypeOption = Annotated[
+    str | None, typer.Option("--data-dtype", callback=dtype_of, metavar="DTYPE", help=DTYPE_HELP, show_default="float32")
+]
+
 StoredDtypeOption = Annotated[
-    DataDtype | None,
-    typer.Option(metavar="DTYPE", help="Dtype of the values of archives that do not record it (errors call it data_dtype=)."),
+    str | None, typer.Option(callback=dtype_of, metavar="DTYPE", help="Dtype of the values of archives that do not record it.")
 ]
 
 
@@ -56,27 +57,31 @@ VersionOption = Annotated[bool, typer.Option("--version", callback=_print_versio
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Turn faults into one line on stderr and exit code 1, and warnings into one line each."""
+def reported(flags: Mapping[str, str] = NO_FLAGS) -> Iterator[None]:
+    """Turn faults into one line on stderr and exit code 1, Ctrl-C into one and 130, and warnings into one line each.
+
+    flags: words of messages, and what this command calls it.
+    """
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = lambda message, *_, **__: complain("warning", message, flags)
         try:
             yield
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             raise
         except FAULTS as error:
-            complain("error", error)
+            complain("error", error, flags)
             raise typer.Exit(1) from error
 
 
-def complain(kind: str, what: object) -> None:
+def complain(kind: str, what: object, flags: Mapping[str, str] = NO_FLAGS) -> None:
     """Say on stderr, in one line, what is wrong."""
     text = " ".join(str(what).splitlines()) or type(what).__name__
+    for word, flag in flags.items():
+        text = text.replace(word, flag)
     typer.echo(f"{kind}: {text.removeprefix('Error: ')}", err=True)
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    complain("warning", message)
 
 
 def tell(facts: Mapping[str, str]) -> None:

@@ -6,10 +6,9 @@ is converted in one process; processes share nothing but the staging directory.
 
 import dataclasses
 import logging
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from scdl_gpu.convert.archive_source import convert_archive, is_archive, open_ar
 from scdl_gpu.convert.extras import write_extras
 from scdl_gpu.convert.source import Source, check_x, open_source
 from scdl_gpu.convert.values import EVERY, holding, narrowest
+from scdl_gpu.convert.workers import Processes
 from scdl_gpu.convert.write import Written, check_data_dtype, check_tolerance, progress_bar, size_bytes, write_matrix
 from scdl_gpu.errors import MissingMatrixError, SourceError
 
@@ -204,9 +204,15 @@ def _parts(sources: Sequence[Any], folders: Sequence[Path], options: Options, ex
             for future in futures:
                 yield future.result()
         except BrokenExecutor as error:
-            raise SourceError(f"a worker died while converting ({error}); out of memory? Pass an executor= with fewer workers") from error
+            cure = "out of memory? Use fewer workers (--workers), or another executor="
+            raise SourceError(f"a worker died while converting ({error}); {cure}") from error
+        except (KeyboardInterrupt, GeneratorExit):
+            if isinstance(pool, Processes):
+                pool.stop()
+            raise
         finally:
-            wait([future for future in futures if not future.cancel()])
+            stopped = isinstance(pool, Processes) and pool.stopped
+            wait([future for future in futures if stopped or not future.cancel()])
 
 
 @contextmanager
@@ -218,7 +224,7 @@ def _executor(executor: Executor | None, n_files: int, size_bytes: int) -> Itera
     elif workers < 2 or size_bytes < WORTH_A_PROCESS_BYTES:
         yield None
     else:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with Processes(workers) as pool:
             yield pool
 
 
@@ -227,7 +233,7 @@ def _check_same_matrix(parts: Sequence[Part]) -> None:
     if len(kinds) > 1:
         found = ", ".join(f"{x} in {label}" for x, label in kinds.items())
         raise SourceError(
-            f"the sources do not have the same matrix ({found}); say which with x=: counts and other values must not be mixed"
+            f"the sources do not have the same matrix ({found}); say which with x (--x): counts and other values must not be mixed"
         )
 
 
@@ -237,7 +243,8 @@ def _join_parts(parts: Sequence[Part], directory: Path, options: Options) -> Non
         fitting = frozenset.intersection(EVERY, *(part.written.holding for part in parts))
         if not fitting:
             dtypes = ", ".join(f"{part.written.dtypes[FileNames.DATA.value]} in {part.label}" for part in parts)
-            raise SourceError(f"no storable dtype holds the values of all sources exactly ({dtypes}); choose a data_dtype and a tolerance")
+            cure = "choose a data_dtype (--data-dtype) and a tolerance (--tolerance)"
+            raise SourceError(f"no storable dtype holds the values of all sources exactly ({dtypes}); {cure}")
         data_dtype = narrowest(fitting)
     archives = [open_raw(part.directory) for part in parts]
     first = options.obsp[0] if options.obsp else None

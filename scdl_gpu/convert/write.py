@@ -161,7 +161,7 @@ class _RowWriter:
             if off == math.inf:
                 fault = f"have a sum that {block.data.dtype} does not hold; "
             else:
-                fault = f"have a sum that nothing holds: float64 is {off:g} off; choose data_dtype='float64' and a tolerance, or "
+                fault = f"have a sum that nothing holds: float64 is {off:g} off; choose a data_dtype and a tolerance, or "
             raise SourceError(
                 f"{self._matrix.where}: the duplicates in {self._row_and_column(block, where)} {fault}"
                 f"keep them apart with canonical=False (--as-stored), or sum them up in the source"
@@ -193,7 +193,8 @@ class _RowWriter:
             cure = f"{narrowest(fitting)} holds the values of these rows" if fitting else "No storable dtype holds the values of these rows"
             raise SourceError(
                 f"{self._place(block, where)} cannot be stored as {self._data.dtype}: it would become {stored[where]}, "
-                f"further off than tolerance={tolerance:g} allows. {cure} exactly; use data_dtype='auto', or a larger tolerance"
+                f"further off than tolerance={tolerance:g} allows. {cure} exactly; "
+                f"leave data_dtype (--data-dtype) out, or allow more with tolerance (--tolerance)"
             )
         return stored
 
@@ -221,7 +222,8 @@ class _RowWriter:
             reason = f"needs {narrowest(alone)}, which does not hold the values before it exactly"
         else:
             reason = f"is held exactly by none of the storable dtypes ({', '.join(NARROWEST_FIRST)})"
-        return SourceError(f"{self._place(block, k)} {reason}; choose a data_dtype and a tolerance that accepts the difference")
+        cure = "choose a data_dtype (--data-dtype) and a tolerance (--tolerance) that accepts the difference"
+        return SourceError(f"{self._place(block, k)} {reason}; {cure}")
 
     def _write(self, block: Block, stored: NDArray[Any]) -> None:
         self._data.append(stored)

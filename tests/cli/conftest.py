@@ -22,7 +22,7 @@ Shell = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def run() -> Run:
     """Give the function that runs `scdl-gpu ARGUMENTS...` in this process."""
-    from scdl_gpu.cli import app
+    from scdl_gpu.cli.commands import app
 
     return lambda *arguments: CliRunner().invoke(app, [str(one) for one in arguments])
 
@@ -30,7 +30,7 @@ def run() -> Run:
 @pytest.fixture
 def run_reference() -> Run:
     """Give the function that runs `convert_h5ad_to_scdl ARGUMENTS...` in this process."""
-    from scdl_gpu.cli.convert_h5ad_to_scdl import app
+    from scdl_gpu.cli.reference import app
 
     return lambda *arguments: CliRunner().invoke(app, [str(one) for one in arguments])
 

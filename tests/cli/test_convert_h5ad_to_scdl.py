@@ -1,7 +1,6 @@
 """`convert_h5ad_to_scdl`: bionemo-scdl's command, side by side with it."""
 
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,16 +135,21 @@ def test_existing_outputs_are_refused_before_anything_is_read(run_reference: Cal
 
 @pytest.mark.parametrize(
     ("make", "message"),
-    [(lambda path: None, "There a no h5ad files in"), (lambda path: path.mkdir(), "There a no h5ad files in")],
+    [
+        (lambda path: None, "error: --data-path {} is not there; a directory"),
+        (lambda path: path.mkdir(), "error: There a no h5ad files in {}."),
+        (lambda path: path.touch(), "error: --data-path {} is a file, a directory of h5ad files is expected: give "),
+    ],
 )
 def test_directories_without_files_are_named(run_reference: Callable, tmp_path: Path, make: Callable, message: str) -> None:
-    """A directory that is not there, or holds no h5ad file, ends with code 1 and its name."""
+    """What is not there, holds no h5ad file or is one ends with code 1, each told from the others."""
     make(tmp_path / "in")
 
     result = run_reference("--data-path", tmp_path / "in", "--save-path", tmp_path / "out")
 
     assert result.exit_code == 1
-    assert f"{message} {tmp_path / 'in'}" in result.stderr
+    assert result.stderr.startswith(message.format(tmp_path / "in"))
+    assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -157,19 +161,21 @@ def test_files_without_raw_say_how_to_use_x(run_reference: Callable, make_h5ad: 
     result = run_reference("--data-path", tmp_path / "in", "--save-path", tmp_path / "out")
 
     assert result.exit_code == 1
-    assert f"Error in processing file {source}: This file does not have raw count data; set use_X_not_raw=True" in result.stderr
+    assert f"Error in processing file {source}: This file does not have raw count data; set --use-X-not-raw" in result.stderr
 
 
-def test_losses_are_warned_of(run_reference: Callable, tmp_path: Path) -> None:
-    """As in bionemo-scdl a dtype that does not hold the values is a warning, in one line, and the archive is made."""
+@pytest.mark.parametrize("flags", [(), ("--use-mp",)])
+def test_losses_are_warned_of(shell: Callable, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """As in bionemo-scdl a dtype that does not hold the values is a warning, in one line a file, and the archive is made."""
     (tmp_path / "in").mkdir()
-    anndata.AnnData(scipy.sparse.csr_matrix([[1.5, 0.0]])).write_h5ad(tmp_path / "in" / "a.h5ad")
-    arguments = ("--data-path", tmp_path / "in", "--save-path", tmp_path / "out", "--use-X-not-raw", "--data-dtype", "uint8")
+    for name in ("a", "b"):
+        anndata.AnnData(scipy.sparse.csr_matrix([[1.5, 0.0]])).write_h5ad(tmp_path / "in" / f"{name}.h5ad")
+    arguments = ("--data-path", tmp_path / "in", "--save-path", tmp_path / "out", "--use-X-not-raw", "--data-dtype", "uint8", *flags)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        result = run_reference(*arguments)
+    done = shell("convert_h5ad_to_scdl", *arguments)
 
-    assert result.exit_code == 0
-    assert result.stderr.startswith("warning: Downcasted data values for 'data.npy' are not close to original values.")
-    assert result.stderr.count("\n") == 1
+    lines = done.stderr.splitlines()
+    assert done.returncode == 0
+    assert len(lines) == 2
+    assert all(line.startswith("warning: Downcasted data values for 'data.npy' are not close to original values.") for line in lines)
+    assert all(line.endswith("use a --data-dtype that holds them (float16, float32, float64)") for line in lines)
