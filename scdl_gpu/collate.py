@@ -109,7 +109,8 @@ def collate_sparse_matrix_batch(batch: Rows | Sequence[torch.Tensor]) -> torch.T
     """Collate rows into one sparse CSR tensor; the `collate_fn` of a DataLoader over a SingleCellMemMapDataset.
 
     batch: `Rows`, as `dataset.__getitems__` returns them: the width is then the number of genes; or a list of
-    (2, nnz) tensors (values, columns), where it is the largest column + 1.
+    (2, nnz) tensors (values, columns), where it is the largest column + 1, as in bionemo-scdl: a tensor does not know
+    the number of genes (torch's Subset hands on `Rows`, its ConcatDataset tensors).
     Index dtype int32, or int64 where int32 cannot hold every batch of that size; values in the stored dtype, but
     uint16 as int32, uint32 and uint64 as int64. Columns ascend; of a column twice in a row the values are added up,
     as `to_dense` does. Raises ValueError for rows of blocks with different genes, and for values that do not fit.

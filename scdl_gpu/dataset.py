@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from scdl_gpu.archive import change
 from scdl_gpu.archive.check import check_rows
-from scdl_gpu.archive.commit import Staging, remove, space_errors
+from scdl_gpu.archive.commit import Staging, space_errors
 from scdl_gpu.archive.constants import FLOAT_ORDER, INT_ORDER, FileNames, Mode, NeighborSamplingStrategy, determine_dtype
 from scdl_gpu.archive.dtypes import DEFAULT_DTYPES
 from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive, open_raw
@@ -39,7 +39,8 @@ class SingleCellMemMapDataset(ArchiveRows):
     """Rows of a raw archive, opened, converted from an h5ad file, or made empty to be filled by hand.
 
     Where `data_path` exists it is opened, read-only; where not, `h5ad_path` is converted to it, or arrays of
-    `num_rows` and `num_elements` are made, which `save` puts there. All parameters are bionemo-scdl's.
+    `num_rows` and `num_elements` are made, which `save` puts there: its length is 0 until features are appended to
+    var_features(), since they are what counts rows. All parameters are bionemo-scdl's.
 
     data_dtype: of the values stored by a conversion, one of uint8/16/32/64, float16/32/64 (None: float32); for an
     archive without header, of the values it holds. data_dtype_tolerance: absolute loss beyond which a conversion warns.
@@ -326,7 +327,8 @@ class SingleCellMemMapDataset(ArchiveRows):
     ) -> None:
         """Append the rows of other datasets, in place or into a new archive at `output_path`, which this dataset then reads.
 
-        destroy_on_copy: remove the archives of the others afterwards, and with output_path this one's old one too.
+        destroy_on_copy: remove the archives of the others afterwards, and with output_path this one's old one too; one that
+        another writer changed since it was opened holds rows that were not copied, and is kept with a warning.
         extend_copy_size is accepted and not needed: pieces are as large as copies are fastest. Neighbours, obs, var
         and names are kept. Raises ValueError for anything but datasets, or integer and float values mixed.
         """
@@ -342,19 +344,19 @@ class SingleCellMemMapDataset(ArchiveRows):
                 raise ValueError(
                     f"{dataset.data_path} has {dataset.row_index.size - 1} rows and no features; append its features and save it first"
                 )
-        sources = {Path(os.path.realpath(dataset._path)) for dataset in datasets}
-        target = self._path if output_path is None else Path(output_path).absolute()
-        place = Path(os.path.realpath(target))
-        inside = next((source for source in sources if source in place.parents), None)
-        if inside is not None:
-            raise ValueError(f"output_path {output_path} lies inside {inside}, which is one of the inputs; choose a path outside")
         archives = [dataset.archive for dataset in datasets]
+        target = self._path if output_path is None else Path(output_path).absolute()
+        change.check_outside(target, [dataset._path for dataset in datasets])
         change.join_into(archives, target, data_dtype=joined_dtype(datasets), replace=output_path is None)
+        sources: dict[Path, list[RawArchive]] = {}
+        for dataset, archive in zip(datasets, archives, strict=True):
+            sources.setdefault(Path(os.path.realpath(dataset._path)), []).append(archive)
         self._data_dtype = None
         self._read(target, given=output_path)
         if destroy_on_copy:
-            for source in sources - {place}:
-                remove(source)
+            sources.pop(Path(os.path.realpath(target)), None)
+            for source, copied in sources.items():
+                change.destroy(source, copied)
 
     def _saved(self, action: str) -> None:
         if self._staging is not None:

@@ -83,13 +83,24 @@ def test_imports_point_down(root: Path, modules: list[Path]) -> None:
     assert not faults, "\n".join(faults)
 
 
-def test_readme_draws_the_floors(root: Path) -> None:
-    """The table of floors in the README is the one that is tested."""
-    drawn = re.findall(r"^(\d)  (\w.*)$", (root / "README.md").read_text(), re.MULTILINE)
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
+def test_pages_draw_the_floors(root: Path, page: str) -> None:
+    """The tables of floors in the README and in architecture.md are the one that is tested."""
+    drawn = re.findall(r"^(\d)  (\w.*)$", (root / page).read_text(), re.MULTILINE)
 
     floors = {int(floor): sorted(rooms.replace("/", "").split()) for floor, rooms in drawn}
 
     assert floors == {floor: sorted(rooms.split()) for floor, rooms in FLOORS.items()}
+
+
+def test_pages_describe_every_room(root: Path) -> None:
+    """Each room has a line in the tree of the README, and stands in bold in architecture.md."""
+    tree, rooms = (root / "README.md").read_text(), (root / "docs" / "architecture.md").read_text()
+
+    missing = {room for room in FLOOR_OF if not re.search(rf"^  {room}(\.py|/| ->)", tree, re.MULTILINE)} - {"kernels"}
+    missing |= {room for room in FLOOR_OF if not re.search(rf"\*\*{room}/?\*\*", rooms)}
+
+    assert missing == set()
 
 
 @pytest.mark.parametrize(
