@@ -13,6 +13,7 @@ import pytest
 import scipy.sparse
 
 from scdl_gpu import SingleCellMemMapDataset, convert_h5ad
+from scdl_gpu.archive.commit import Staging
 from scdl_gpu.archive.constants import FLOAT_ORDER, INT_ORDER
 
 
@@ -323,3 +324,44 @@ def test_a_part_whose_files_are_gone_can_be_joined(three: list[SingleCellMemMapD
 
     assert dense(SingleCellMemMapDataset(tmp_path / "a")) == JOINED[:5]
     assert not [file for file in tmp_path.iterdir() if re.match(r"\.", file.name)]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_rows_that_were_not_copied_are_not_destroyed(three: list[SingleCellMemMapDataset], tmp_path: Path, elsewhere: bool) -> None:
+    """An archive that another writer appended to after it was opened here is kept, all of its rows, with a warning; others go."""
+    a, b, c = three
+    SingleCellMemMapDataset(tmp_path / "b").concat(SingleCellMemMapDataset(tmp_path / "c"))
+
+    with pytest.warns(UserWarning, match=re.escape(f"{tmp_path / 'b'} was copied and is kept") + ".*another writer") as warned:
+        a.concat([b, c], output_path=tmp_path / "joined" if elsewhere else None, destroy_on_copy=True)
+
+    assert Path(warned[0].filename).name == "test_concat.py"
+    assert dense(a) == JOINED
+    assert dense(SingleCellMemMapDataset(tmp_path / "b")) == JOINED[3:]
+    assert {path.name for path in tmp_path.iterdir()} == ({"b", "joined"} if elsewhere else {"a", "b"})
+
+
+def test_an_archive_with_a_writer_at_work_is_kept(three: list[SingleCellMemMapDataset], tmp_path: Path) -> None:
+    """What that writer is about to add would be lost."""
+    a, b, c = three
+
+    with Staging.change(tmp_path / "b"), pytest.warns(UserWarning, match="b was copied and is kept.*another writer is at work"):
+        a.concat([b, c], destroy_on_copy=True)
+
+    assert dense(SingleCellMemMapDataset(tmp_path / "b")) == JOINED[3:5]
+    assert not (tmp_path / "c").exists()
+
+
+def test_inputs_are_destroyed_where_they_were_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path means what it meant then, whatever the working directory is now."""
+    for name in ("x", "y"):
+        opened(tmp_path / name / "a", adata(2))
+    k = opened(tmp_path / "k", adata(1))
+    monkeypatch.chdir(tmp_path / "x")
+    e = SingleCellMemMapDataset("a")
+    monkeypatch.chdir(tmp_path / "y")
+
+    k.concat(e, destroy_on_copy=True)
+
+    assert not (tmp_path / "x" / "a").exists()
+    assert (tmp_path / "y" / "a").exists()

@@ -6,14 +6,15 @@ hard-links the others, so describing 1 TB anew costs what the feature tables cos
 
 import os
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scdl_gpu.archive.commit import Staging
+from scdl_gpu.archive.commit import Staging, remove
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.graphs import open_neighbors
@@ -86,7 +87,8 @@ def _check_unchanged(path: Path, archive: RawArchive) -> None:
 
 
 def copy(archive: RawArchive, path: Path) -> None:
-    """Write `archive` to `path`, which must not exist, with every file it has."""
+    """Write `archive` to `path`, which must not exist, with every file it has. Raises ValueError for a path inside it."""
+    check_outside(path, [archive.path])
     size = sum(file.stat().st_size for file in archive.path.rglob("*") if file.is_file())
     with Staging.create(path, needed_bytes=size) as staging:
         try:
@@ -97,6 +99,29 @@ def copy(archive: RawArchive, path: Path) -> None:
             raise
         _check_unchanged(archive.path, archive)
         _finish(staging.directory, archive, archive.dtypes, canonical=archive.canonical)
+
+
+def check_outside(output_path: str | os.PathLike[str], sources: Iterable[Path]) -> None:
+    """Raise ValueError where `output_path` lies inside one of the archives that it is made from."""
+    above = Path(os.path.realpath(output_path)).parents
+    inside = next((source for source in sources if Path(os.path.realpath(source)) in above), None)
+    if inside is not None:
+        raise ValueError(f"output_path {output_path} lies inside {inside}, which is one of the inputs; choose a path outside")
+
+
+def destroy(path: Path, archives: Iterable[RawArchive]) -> bool:
+    """Remove the archive at `path` if it is what all of `archives` were opened from; else keep it, warn, and return False."""
+
+    def check() -> None:
+        for archive in archives:
+            _check_unchanged(path, archive)
+
+    try:
+        remove(path, check=check)
+    except ArchiveError as error:
+        warnings.warn(f"{path} was copied and is kept, destroy_on_copy notwithstanding: {error}", UserWarning, stacklevel=3)
+        return False
+    return True
 
 
 def _copy_tree(source: Path, target: Path) -> None:

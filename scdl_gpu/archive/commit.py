@@ -10,14 +10,15 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import glob
 import logging
 import os
+import re
 import secrets
 import shutil
 import stat
+import time
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,6 +33,9 @@ RENAME_EXCHANGE = 2
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_HARD_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 NO_FLAGS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+PATIENCE_S = 10.0
+"""How long a small file waits for its other writers, who hold it for the time of two fsyncs."""
+RETRY_S = 0.02
 
 
 def _rename(source: Path, target: Path, flags: int) -> None:
@@ -95,6 +99,18 @@ def _link_tree(source: Path, target: Path, replaced: Collection[str]) -> None:
                 shutil.copy2(Path(parent, name), target / relative / name, follow_symlinks=False)
 
 
+def _keep_modes(source: Path, target: Path) -> None:
+    """Give what is new below `target` the mode of what it replaces below `source`."""
+    for parent, directories, names in os.walk(target, onerror=_raise):
+        for name in (*directories, *names):
+            new = Path(parent, name)
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                old = (source / new.relative_to(target)).lstat()
+                kind = stat.S_IFMT(old.st_mode)
+                if kind in (stat.S_IFREG, stat.S_IFDIR) and kind == stat.S_IFMT(new.lstat().st_mode) and old.st_mode != new.lstat().st_mode:
+                    new.chmod(stat.S_IMODE(old.st_mode) | (stat.S_IRWXU if kind == stat.S_IFDIR else 0))
+
+
 def _remove(path: Path) -> None:
     """Remove a directory tree that no reader can find any more; what cannot be removed waits for the next writer."""
     try:
@@ -107,23 +123,35 @@ def _remove(path: Path) -> None:
 
 def _remove_stale(path: Path) -> None:
     """Remove what killed writers of `path` left, its lock being held."""
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.staging-*"):
-        _remove(stale)
+    name = re.compile(re.escape(_hidden(path, "").name) + "[0-9a-f]{8}")
+    with os.scandir(path.parent) as entries:
+        stale = [entry.path for entry in entries if name.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)]
+    for directory in stale:
+        _remove(Path(directory))
 
 
-def _lock(path: Path) -> int:
-    """Take the writers' lock of the archive at `path`; returns its file descriptor.
+def _hidden(path: Path, suffix: str | None = None) -> Path:
+    """Return a hidden sibling of `path` that nobody else uses."""
+    return path.with_name(f".{path.name}.staging-{secrets.token_hex(4) if suffix is None else suffix}")
 
-    Raises ArchiveError where another writer holds it. The lock file is removed with the lock; a writer
-    that locked a removed file tries anew.
+
+def _lock(path: Path, *, patience_s: float = 0.0) -> int:
+    """Take the writers' lock of what is at `path`; returns its file descriptor.
+
+    Raises ArchiveError where another writer holds it for `patience_s` seconds. The lock file is removed with the lock;
+    a writer that locked a removed file tries anew.
     """
     file = path.with_name(f".{path.name}.lock")
+    end = time.monotonic() + patience_s
     while True:
         fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(fd)
+            if time.monotonic() < end:
+                time.sleep(RETRY_S)
+                continue
             raise ArchiveError(
                 f"{path}: another writer is at work (it holds {file}); wait for it to end, "
                 f"or save or delete the dataset that is being made there"
@@ -179,20 +207,55 @@ def free_bytes(directory: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def remove(path: Path) -> None:
+def check_space(path: Path, needed_bytes: int) -> None:
+    """Raise ArchiveError where the file system of `path`, whose parent is there, has less than `needed_bytes` free."""
+    free = free_bytes(path.parent)
+    if needed_bytes > free:
+        raise ArchiveError(f"{path}: needs {needed_bytes:,} bytes, the file system has {free:,} free; make room, or write elsewhere")
+
+
+def _anything() -> None:
+    """Accept whatever is there."""
+
+
+def remove(path: Path, *, check: Callable[[], None] = _anything) -> None:
     """Remove the directory at `path`: hidden first, so that nobody opens a part of it; a writer there removes what a crash leaves.
 
+    check: called when no other writer can change the directory any more; what it raises keeps the directory.
     Raises FileNotFoundError, and ArchiveError where a writer is at work on it.
     """
     path = Path(os.path.realpath(path))
     lock = _lock(path)
     try:
-        hidden = path.with_name(f".{path.name}.staging-{secrets.token_hex(4)}")
-        path.rename(hidden)
+        check()
+        path.rename(_hidden(path))
         sync(path.parent)
         _remove_stale(path)
     finally:
         _unlock(path, lock)
+
+
+def rewrite(file: Path, change: Callable[[], str]) -> None:
+    """Write what `change` returns to a small file, at once and durably; other writers of it wait.
+
+    change: called when no other writer can change the file, so it may read and merge what is there.
+    Raises ArchiveError where another writer holds the file for PATIENCE_S, or the disk is full.
+    """
+    with space_errors(file), _named(file):
+        lock = _lock(file, patience_s=PATIENCE_S)
+        new = _hidden(file)
+        try:
+            with new.open("w") as stream:
+                stream.write(change())
+                with contextlib.suppress(FileNotFoundError):
+                    os.fchmod(stream.fileno(), stat.S_IMODE(file.stat().st_mode))
+                stream.flush()
+                os.fsync(stream.fileno())
+            new.replace(file)
+            sync(file.parent)
+        finally:
+            new.unlink(missing_ok=True)
+            _unlock(file, lock)
 
 
 class Staging:
@@ -244,12 +307,8 @@ class Staging:
             if not exchange and os.path.lexists(path):
                 raise FileExistsError(f"{path} exists already; choose another path, or remove it first")
             _remove_stale(path)
-            free = free_bytes(path.parent)
-            if needed_bytes > free:
-                raise ArchiveError(
-                    f"{path}: needs {needed_bytes:,} bytes, the file system has {free:,} free; make room, or write elsewhere"
-                )
-            directory = path.with_name(f".{path.name}.staging-{secrets.token_hex(4)}")
+            check_space(path, needed_bytes)
+            directory = _hidden(path)
             with space_errors(path):
                 directory.mkdir()
         except BaseException:
@@ -263,6 +322,8 @@ class Staging:
         After a failure before the rename nothing is changed and the staging is still there, to be committed again.
         """
         with space_errors(self.path):
+            if self._exchange:
+                _keep_modes(self.path, self.directory)
             _sync_tree(self.directory)
             if self._exchange:
                 self._swap()

@@ -340,3 +340,16 @@ def test_the_archive_of_a_staging_is_open(tmp_path: Path) -> None:
     """Arrays that are not there yet are named."""
     with pytest.raises(MissingFileError, match=r"data\.npy is missing"):
         change.open_staged(tmp_path, {"data.npy": "uint8", "row_ptr.npy": "uint8", "col_ptr.npy": "uint8"})
+
+
+def test_a_copy_inside_the_archive_is_refused(path: Path, tmp_path: Path) -> None:
+    """It would copy itself without end; through a link as well, and nothing is written."""
+    (tmp_path / "link").symlink_to(path)
+    before = contents(path)
+
+    for output in (path / "deep" / "copy", tmp_path / "link" / "copy"):
+        with pytest.raises(ValueError, match="lies inside .*; choose a path outside"):
+            change.copy(open_raw(path), output)
+
+    assert contents(path) == before
+    assert not (path / "deep").exists()

@@ -2,10 +2,13 @@
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from scdl_gpu.archive.commit import Staging, remove
+from scdl_gpu.archive import commit
+from scdl_gpu.archive.commit import Staging, remove, rewrite
+from scdl_gpu.errors import ArchiveError
 
 OPERATIONS = ["staging create", "staging create below new parents", "staging change", "staging change odd name"]
 
@@ -113,9 +116,64 @@ def test_change_keeps_modes_of_directories(tmp_path):
 
 def test_removal_takes_what_killed_writers_left(tmp_path):
     """With a directory go the stagings that killed writers left beside it, and nothing of its neighbours'."""
-    for name in ("archive", ".archive.staging-dead", ".archive2.staging-dead"):
+    for name in ("archive", ".archive.staging-deaddead", ".archive2.staging-deaddead"):
         (tmp_path / name).mkdir()
 
     remove(tmp_path / "archive")
 
-    assert list(tmp_path.iterdir()) == [tmp_path / ".archive2.staging-dead"]
+    assert list(tmp_path.iterdir()) == [tmp_path / ".archive2.staging-deaddead"]
+
+
+def test_an_archive_may_be_named_like_a_staging(tmp_path):
+    """Neither the staging nor the lock of `x.staging-1` is a leftover of `x`; nor is a file."""
+    (tmp_path / ".x.staging-deaddead").mkdir()
+    (tmp_path / ".x.staging-00000000").touch()
+    with Staging.create(tmp_path / "x.staging-1") as other:
+        (other.directory / "file").touch()
+
+        with Staging.create(tmp_path / "x"):
+            pass
+
+        assert {path.name for path in tmp_path.iterdir()} == {
+            "x", ".x.staging-00000000", ".x.staging-1.lock", other.directory.name,
+        }  # fmt: skip
+    assert (tmp_path / "x.staging-1" / "file").exists()
+
+
+def test_new_files_keep_the_modes_of_those_they_replace(tmp_path):
+    """Files that a group may write are its files after a change too; new ones have the mode that new files have."""
+    (tmp_path / "archive" / "table").mkdir(parents=True)
+    (tmp_path / "archive" / "table").chmod(0o770)
+    for name in ("data", "table/a"):
+        (tmp_path / "archive" / name).touch()
+        (tmp_path / "archive" / name).chmod(0o660)
+
+    with Staging.change(tmp_path / "archive", replaced=("data", "table")) as staging:
+        (staging.directory / "table").mkdir()
+        for name in ("data", "table/a"):
+            (staging.directory / name).touch(mode=0o644)
+
+    assert [(tmp_path / "archive" / name).stat().st_mode & 0o777 for name in ("data", "table", "table/a")] == [0o660, 0o770, 0o660]
+
+
+def test_writers_of_a_small_file_wait_for_each_other(tmp_path):
+    """Each reads what the other wrote: of forty additions by four writers none is lost."""
+    file = tmp_path / "count"
+    file.write_text("0")
+    file.chmod(0o664)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(rewrite, file, lambda: str(int(file.read_text()) + 1)) for _ in range(40)]:
+            done.result()
+
+    assert file.read_text() == "40"
+    assert file.stat().st_mode & 0o777 == 0o664
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_small_file_is_not_waited_for_without_end(tmp_path, monkeypatch):
+    """A writer that hangs is named."""
+    monkeypatch.setattr(commit, "PATIENCE_S", 0.05)
+
+    with Staging.create(tmp_path / "file"), pytest.raises(ArchiveError, match="another writer is at work"):
+        rewrite(tmp_path / "file", str)
