@@ -23,6 +23,8 @@ DATA, ROWPTR, COLPTR = FileNames.DATA.value, FileNames.ROWPTR.value, FileNames.C
 BESIDE = (FileNames.FEATURES.value, FileNames.VAR_FEATURES.value, FileNames.OBS_FEATURES.value, *NEIGHBOR_FILES, "obsp", "obsm")
 """What an archive holds beside its three arrays, by name of file or directory."""
 POINTERS = COPY_BYTES // 8
+MAX_SOURCES = 100
+"""Sources that a joined archive names; of more it keeps the number."""
 Progress = Callable[[int], object]
 
 
@@ -114,6 +116,7 @@ def _join_extras(archives: Sequence[RawArchive], directory: Path) -> dict[str, A
     sources = {archive.metadata.get("x") for archive in archives}
     if len(sources) == 1 and None not in sources:
         described["x"] = sources.pop()
+    described |= _joined_sources(archives)
     graphs = [_whole_neighbors(archive) for archive in archives]
     if any(graph is not None for graph in graphs):
         _join_graphs(archives, graphs, [directory / name for name in NEIGHBOR_FILES], list(NEIGHBOR_DTYPES))
@@ -127,6 +130,17 @@ def _join_extras(archives: Sequence[RawArchive], directory: Path) -> dict[str, A
     for key in obsm:
         _join_vectors(archives, directory / vectors_file(key), key)
     return described | ({"obsp": obsp} if obsp else {}) | ({"obsm": obsm} if obsm else {})
+
+
+def _joined_sources(archives: Sequence[RawArchive]) -> dict[str, Any]:
+    """Return what the archives are made of, one after the other: a list, or of too many their number; nothing where none says it."""
+    sources = [archive.metadata.get("source") for archive in archives]
+    if all(source is None for source in sources):
+        return {}
+    lists = [source if isinstance(source, list) else [None] * (source if isinstance(source, int) else 1) for source in sources]
+    count = sum(map(len, lists))
+    exact = count <= MAX_SOURCES and not any(isinstance(source, int) for source in sources)
+    return {"source": [one for part in lists for one in part] if exact else count}
 
 
 def _whole_neighbors(archive: RawArchive) -> Graph | None:

@@ -5,11 +5,12 @@ column that was written by bionemo-scdl is described by its type in the file, wh
 """
 
 import json
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
-from scdl_gpu.archive.blocks import FileBlock, JoinedBlock
+from scdl_gpu.archive.blocks import Block, FileBlock, JoinedBlock
 from scdl_gpu.archive.column_files import KEY
 from scdl_gpu.archive.columns import CodedColumn, Column
 from scdl_gpu.archive.features import RowFeatureIndex
@@ -20,13 +21,24 @@ def kinds(index: RowFeatureIndex) -> dict[str, str]:
 
     Categories are counted where there is one block: how many all blocks have together, their footers do not tell.
     """
-    blocks = [part for block in index.blocks for part in (block.parts if isinstance(block, JoinedBlock) else (block,))]
+    blocks = _blocks(index)
     found: dict[str, dict[str, None]] = {}
     for block in blocks:
         for name in block.columns:
             word = _of_field(block.field(name)) if isinstance(block, FileBlock) else _of_column(block.column(name))
             found.setdefault(name, {})[word if len(blocks) == 1 else word.split(" of ")[0]] = None
     return {name: " / ".join(words) for name, words in found.items()}
+
+
+def partial(index: RowFeatureIndex) -> dict[str, int]:
+    """Return the columns that only some blocks of an index have, and in how many of them."""
+    blocks = _blocks(index)
+    counts = Counter(name for block in blocks for name in block.columns)
+    return {name: count for name, count in counts.items() if count < len(blocks)}
+
+
+def _blocks(index: RowFeatureIndex) -> list[Block]:
+    return [part for block in index.blocks for part in (block.parts if isinstance(block, JoinedBlock) else (block,))]
 
 
 def _of_field(field: Any) -> str:

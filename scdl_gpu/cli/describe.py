@@ -24,7 +24,7 @@ ARRAYS = {"data": "data.npy", "indices": "col_ptr.npy", "indptr": "row_ptr.npy"}
 
 def facts(archive: "RawArchive") -> dict[str, Any]:
     """Describe an archive: values that JSON knows, by name."""
-    from scdl_gpu.archive.kinds import kinds
+    from scdl_gpu.archive.kinds import kinds, partial
 
     n_vars = archive.var.column_dims()
     n_values = sum(archive.var.number_of_values())
@@ -43,6 +43,7 @@ def facts(archive: "RawArchive") -> dict[str, Any]:
         "bytes_per_nonzero": array_bytes / archive.nnz if archive.nnz else None,
         "obs": kinds(archive.obs),
         "var": kinds(archive.var),
+        "obs_blocks": {"count": len(archive.obs.blocks), "partial": partial(archive.obs)},
         "obs_names": any(block.has_names for block in archive.obs.blocks),
         "var_names": bool(var_names) and all(var_names),
         **_extras(archive),
@@ -55,10 +56,10 @@ def facts(archive: "RawArchive") -> dict[str, Any]:
     }
 
 
-def _blocks(archive: "RawArchive") -> list[dict[str, int | None]]:
-    """Count cells and genes of each run of rows with the same genes."""
-    counts = zip(archive.var.number_of_values(), archive.var.column_dims(), strict=False)
-    return [{"cells": values // width if width else None, "genes": width} for values, width in counts]
+def _blocks(archive: "RawArchive") -> list[dict[str, int | str | None]]:
+    """Count cells and genes of each run of rows with the same genes, and name the first source of each."""
+    counts = zip(archive.var.number_of_values(), archive.var.column_dims(), archive.var._labels, strict=False)
+    return [{"cells": values // width if width else None, "genes": width, "source": label} for values, width, label in counts]
 
 
 def _extras(archive: "RawArchive") -> dict[str, Any]:

@@ -14,6 +14,8 @@ from scdl_gpu.cli.report import StoredDtypeOption, reported, size, tell
 
 MAX_COLUMNS = 40
 """Columns that are listed for people; JSON lists all."""
+MAX_BLOCKS = 5
+"""Blocks of different genes that are; JSON lists all."""
 
 
 def info(
@@ -53,7 +55,7 @@ def words(found: Mapping[str, Any]) -> dict[str, str]:
         "size": on_disk(found),
         "rows": "canonical" if found["canonical"] else "not marked as canonical (`scdl-gpu verify` tells what they are)",
         "matrix": matrix(found),
-        "obs columns": _columns(found["obs"]),
+        "obs columns": _columns(found["obs"], found["obs_blocks"]),
         "var columns": _columns(found["var"]),
         "names": " and ".join(name for name, known in (("cells", found["obs_names"]), ("genes", found["var_names"])) if known) or "none",
         "neighbours": _neighbors(found["neighbors"]),
@@ -70,9 +72,14 @@ def genes(found: Mapping[str, Any]) -> str:
         return "unknown (the archive has no var table)"
     if len(blocks) == 1:
         return f"{blocks[0]['genes']:,}"
-    lines = [f"{block['genes']:,} for {block['cells'] or 0:,} cells" for block in blocks[:MAX_COLUMNS]]
-    lines += [f"... and {len(blocks) - MAX_COLUMNS:,} more"] if len(blocks) > MAX_COLUMNS else []
+    lines = [_block(block) for block in blocks[:MAX_BLOCKS]]
+    lines += [f"... and {len(blocks) - MAX_BLOCKS:,} more"] if len(blocks) > MAX_BLOCKS else []
     return "\n".join([f"{len(blocks):,} blocks of different genes:", *lines])
+
+
+def _block(block: Mapping[str, Any]) -> str:
+    source = f" from {block['source']}" if block["source"] else ""
+    return f"{block['genes']:,} for {block['cells'] or 0:,} cells{source}"
 
 
 def nonzeros(found: Mapping[str, Any]) -> str:
@@ -82,9 +89,10 @@ def nonzeros(found: Mapping[str, Any]) -> str:
 
 
 def on_disk(found: Mapping[str, Any]) -> str:
-    """Say how large the archive is, in all and per element."""
+    """Say how large the archive is in all, and how large its three arrays are, per element as well."""
     each = found["bytes_per_nonzero"]
-    return size(found["size_bytes"]) + ("" if each is None else f", {each:.2f} bytes per nonzero (row pointers included)")
+    arrays = f"{size(found['array_bytes'])} in the arrays of the rows"
+    return f"{size(found['size_bytes'])} in all, {arrays}" + ("" if each is None else f": {each:.2f} bytes per nonzero")
 
 
 def matrix(found: Mapping[str, Any]) -> str:
@@ -92,11 +100,17 @@ def matrix(found: Mapping[str, Any]) -> str:
     source = found["source"]
     of = [str(one) for one in source if one is not None] if isinstance(source, list) else []
     more = f" and {len(of) - 1:,} more" if len(of) > 1 else ""
-    return (str(found["matrix"]) if found["matrix"] else "not recorded") + (f" of {of[0]}{more}" if of else "")
+    where = f"{of[0]}{more}" if of else f"{source:,} sources" if isinstance(source, int) else ""
+    if found["matrix"]:
+        return str(found["matrix"]) + (f" of {where}" if where else "")
+    return "not recorded" + (f"; made of {where}" if where else "")
 
 
-def _columns(kinds: Mapping[str, str]) -> str:
-    lines = [f"{name}: {kind}" for name, kind in list(kinds.items())[:MAX_COLUMNS]]
+def _columns(kinds: Mapping[str, str], blocks: Mapping[str, Any] | None = None) -> str:
+    partial = blocks["partial"] if blocks else {}
+    lines = []
+    for name, kind in list(kinds.items())[:MAX_COLUMNS]:
+        lines.append(f"{name}: {kind}" + (f" (in {partial[name]:,} of {(blocks or {})['count']:,} blocks)" if name in partial else ""))
     return "\n".join(lines + ([f"... and {len(kinds) - MAX_COLUMNS:,} more"] if len(kinds) > MAX_COLUMNS else [])) or "none"
 
 

@@ -41,7 +41,7 @@ def test_json_holds_the_facts(shell: Callable, tmp_path: Path) -> None:
     found = json.loads(done.stdout)
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert (found["cells"], found["genes"], found["blocks"]) == (2, [3], [{"cells": 2, "genes": 3}])
+    assert (found["cells"], found["genes"], found["blocks"]) == (2, [3], [{"cells": 2, "genes": 3, "source": None}])
     assert (found["nonzeros"], found["sparsity"]) == (2, 1 - 2 / 6)
     assert found["dtypes"] == {"data": "uint16", "indices": "uint8", "indptr": "uint8"}
     assert (found["array_bytes"], found["bytes_per_nonzero"]) == (2 * 2 + 2 + 3, 4.5)
@@ -102,9 +102,11 @@ def test_blocks_of_different_genes_are_listed(run: Callable, make_h5ad: Callable
     found = json.loads(run("info", tmp_path / "a", "--json").stdout)
     text = run("info", tmp_path / "a").stdout
 
-    assert found["blocks"] == [{"cells": 6, "genes": 4}, {"cells": 3, "genes": 5}]
+    first = str(tmp_path / "a.h5ad")
+    assert found["blocks"] == [{"cells": 6, "genes": 4, "source": first}, {"cells": 3, "genes": 5, "source": None}]
     assert found["obs"] == {"batch": "categorical", "depth": "float64", "extra": "int64"}
-    assert "4 for 6 cells\n" in text
+    assert f"4 for 6 cells from {first}\n" in text
+    assert "extra: int64 (in 1 of 2 blocks)\n" in text
     assert "5 for 3 cells\n" in text
 
 
@@ -121,3 +123,48 @@ def test_empty_archives_are_described(run: Callable, tmp_path: Path) -> None:
     assert [one["cells"] for one in found] == [0, 3, 3]
     assert [one["sparsity"] for one in found] == [None, None, 1.0]
     assert [one["bytes_per_nonzero"] for one in found] == [None, None, None]
+
+
+def test_many_blocks_are_summed_up(run: Callable, make_h5ad: Callable[..., Path], tmp_path: Path) -> None:
+    """The first few are listed, the others counted; JSON has them all."""
+    convert_h5ad([make_h5ad(f"{n}.h5ad", 2, n) for n in range(3, 11)], tmp_path / "a")
+
+    lines = run("info", tmp_path / "a").stdout.splitlines()
+    found = json.loads(run("info", tmp_path / "a", "--json").stdout)
+
+    start = next(k for k, line in enumerate(lines) if line.startswith("genes"))
+    assert lines[start].endswith("8 blocks of different genes:")
+    assert [line.strip() for line in lines[start + 1 : start + 7]] == [
+        *(f"{n} for 2 cells from {tmp_path / f'{n}.h5ad'}" for n in range(3, 8)),
+        "... and 3 more",
+    ]
+    assert len(found["blocks"]) == 8
+
+
+def test_the_size_tells_all_from_arrays(run: Callable, tmp_path: Path) -> None:
+    """The archive in all, and the three arrays that the bytes per nonzero are about."""
+    archive = described(tmp_path)
+    total = sum(file.stat().st_size for file in archive.rglob("*") if file.is_file())
+
+    line = next(line for line in run("info", archive).stdout.splitlines() if line.startswith("size"))
+
+    assert line.endswith(f"{total / 1000:.3g} kB in all, 9 bytes in the arrays of the rows: 4.50 bytes per nonzero")
+
+
+def test_joined_archives_say_what_they_are_made_of(run: Callable, make_h5ad: Callable[..., Path], tmp_path: Path) -> None:
+    """Sources follow each other; of more than a hundred the number is kept; where the matrix is not known, that is said apart."""
+    first = convert_h5ad(make_h5ad("a.h5ad"), tmp_path / "first")
+    second = convert_h5ad([make_h5ad("b.h5ad", seed=1), make_h5ad("c.h5ad", seed=2)], tmp_path / "second")
+    run("concat", first, second, tmp_path / "both")
+    run("concat", *[tmp_path / "both"] * 40, tmp_path / "many")
+    run("concat", first, tmp_path / "many", tmp_path / "more")
+    document = json.loads((tmp_path / "both" / "metadata.json").read_text())
+    del document["x"]
+    (tmp_path / "both" / "metadata.json").write_text(json.dumps(document))
+
+    texts = [run("info", tmp_path / name).stdout for name in ("both", "many")]
+
+    assert document["source"] == [str(tmp_path / f"{name}.h5ad") for name in "abc"]
+    assert json.loads((tmp_path / "more" / "metadata.json").read_text())["source"] == 121
+    assert f"not recorded; made of {tmp_path / 'a.h5ad'} and 2 more\n" in texts[0]
+    assert "X of 120 sources\n" in texts[1]
