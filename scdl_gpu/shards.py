@@ -6,13 +6,15 @@ not by statistics of them, which differ between archives of the same genes.
 """
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl_gpu.archive.blocks import Block
 from scdl_gpu.archive.columns import Column
 from scdl_gpu.archive.features import VariableFeatureIndex
 from scdl_gpu.archive.raw import RawArchive, open_raw
@@ -20,6 +22,8 @@ from scdl_gpu.backend import BATCH_DTYPES
 from scdl_gpu.errors import ArchiveError
 
 Ints = NDArray[np.int64]
+NAMES, UNNAMED = "var_names", "var_feature_id"
+"""What errors call the names of genes; the column that has them in archives of bionemo-scdl without other columns of var."""
 TEXT = ("categorical", "string", "mixed")
 """Kinds of columns that hold text."""
 
@@ -89,7 +93,10 @@ class Shards:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Carry paths, never data; an archive that stands in the list often is opened once again."""
-        return _reopened, ([str(archive.path.resolve()) for archive in self.archives], self.n_rows, self.nnz)
+        paths = [str(archive.path.resolve()) for archive in self.archives]
+        distinct = list(dict.fromkeys(paths))
+        number = {path: k for k, path in enumerate(distinct)}
+        return _reopened, (distinct, [number[path] for path in paths], self.n_rows, self.nnz)
 
     def gene_numbers(self, genes: Sequence[str | int]) -> Ints:
         """Return the columns of `genes`, names or numbers, in their order.
@@ -122,12 +129,12 @@ class Shards:
         return number
 
 
-def _reopened(paths: list[str], n_rows: int, nnz: int) -> Shards:
-    opened = {path: open_raw(Path(path)) for path in dict.fromkeys(paths)}
-    shards = Shards([opened[path] for path in paths])
+def _reopened(paths: list[str], order: list[int], n_rows: int, nnz: int) -> Shards:
+    opened = [open_raw(Path(path)) for path in paths]
+    shards = Shards([opened[number] for number in order])
     if (shards.n_rows, shards.nnz) != (n_rows, nnz):
         raise ArchiveError(
-            f"{', '.join(dict.fromkeys(paths))}: {shards.n_rows} rows of {shards.nnz} nonzeros, expected {n_rows} of {nnz}: "
+            f"{', '.join(paths)}: {shards.n_rows} rows of {shards.nnz} nonzeros, expected {n_rows} of {nnz}: "
             f"an archive was changed since the loader was made; make it anew"
         )
     return shards
@@ -163,15 +170,18 @@ def _common_width(archives: Sequence[RawArchive]) -> int:
 
 def _compare_genes(first: RawArchive, other: RawArchive) -> None:
     """Raise ValueError naming the first gene that differs, by name or, where an archive has no names, by the text columns of both."""
-    described = [_description(archive) for archive in (first, other)]
-    if all(described) and not set(described[0]) & set(described[1]):
+    known = [_described(archive.var.blocks[0]) for archive in (first, other)]
+    common = [name for name in known[0] if name in known[1]]
+    if all(known) and not common:
         raise ValueError(
-            f"the genes of {first.path} are told apart by {', '.join(described[0])}, those of {other.path} by {', '.join(described[1])}; "
+            f"the genes of {first.path} are told apart by {', '.join(known[0])}, those of {other.path} by {', '.join(known[1])}; "
             f"they cannot be compared: convert one of the sources anew, so that both have names"
         )
-    for name, a, b in _gene_columns(first, other):
-        values, missing = zip(a.comparable(), b.comparable(), strict=True)
-        different = np.flatnonzero((missing[0] != missing[1]) | (~missing[0] & np.asarray(values[0] != values[1], bool)))
+    columns = {name: (known[0][name](), known[1][name]()) for name in ([NAMES] if NAMES in common else common)}
+    text = {name: pair for name, pair in columns.items() if pair[0].kind in TEXT and pair[1].kind in TEXT}
+    for name, (a, b) in (text or columns).items():
+        (values, missing), (others, others_missing) = a.comparable(), b.comparable()
+        different = np.flatnonzero((missing != others_missing) | (~missing & np.asarray(values != others, bool)))
         if different.size:
             k = int(different[0])
             raise ValueError(
@@ -180,22 +190,13 @@ def _compare_genes(first: RawArchive, other: RawArchive) -> None:
             )
 
 
-def _description(archive: RawArchive) -> list[str]:
-    """List what is known of the genes of an archive."""
-    block = archive.var.blocks[0]
-    return [*(["var_names"] if block.has_names else []), *block.columns]
-
-
-def _gene_columns(first: RawArchive, other: RawArchive) -> Iterator[tuple[str, Column, Column]]:
-    """Give what tells genes apart in both archives: name, and the columns."""
-    blocks = first.var.blocks[0], other.var.blocks[0]
-    names = blocks[0].names(), blocks[1].names()
-    if names[0] is not None and names[1] is not None:
-        yield "var_names", names[0], names[1]
-        return
-    common = [(name, blocks[0].column(name), blocks[1].column(name)) for name in blocks[0].columns if name in blocks[1].columns]
-    text = [triple for triple in common if triple[1].kind in TEXT and triple[2].kind in TEXT]
-    yield from text or common
+def _described(block: Block) -> dict[str, Callable[[], Column]]:
+    """List what is known of genes: their names first, then the columns; each is read when it is called."""
+    columns: dict[str, Callable[[], Column]] = {name: partial(block.column, name) for name in block.columns}
+    names = block.names()
+    if names is None and UNNAMED in columns:
+        return {NAMES: columns.pop(UNNAMED)} | columns
+    return columns if names is None else {NAMES: lambda: names} | columns
 
 
 def _common_dtype(archives: Sequence[RawArchive]) -> np.dtype[Any]:
