@@ -32,6 +32,9 @@ NUMPY_NAMES = (
     ("numpy", "dtype"),
 )
 
+PATH_CHARACTERS = 16 << 20
+"""All pickled paths together: 100,000 long ones. A pickle holds a string once that it uses in any number of paths."""
+
 PICKLE_FAULTS = (
     pickle.UnpicklingError,
     struct.error,
@@ -116,14 +119,15 @@ def _read_json(path: Path) -> list[str | None]:
 
 def _stand_in_unpickler(body: bytes) -> Callable[[], list[str | None]]:
     """Return a function that loads `body`; its stand-ins are new each time, so that a pickle can change nothing that stays."""
+    strings = _counted_strings()
 
     class Posix:
         def __init__(self, *parts: Any) -> None:
-            self.text = str(PurePosixPath(*_strings(parts)))
+            self.text = str(PurePosixPath(*strings(parts)))
 
     class Windows:
         def __init__(self, *parts: Any) -> None:
-            self.text = str(PureWindowsPath(*_strings(parts)))
+            self.text = str(PureWindowsPath(*strings(parts)))
 
     class Dtype:
         def __init__(self, *_: Any) -> None: ...
@@ -161,10 +165,20 @@ def _stand_in_unpickler(body: bytes) -> Callable[[], list[str | None]]:
     return load
 
 
-def _strings(parts: Sequence[Any]) -> Sequence[str]:
-    if not all(type(part) is str for part in parts):
-        raise pickle.UnpicklingError("a path is made of something else than strings")
-    return parts
+def _counted_strings() -> Callable[[Sequence[Any]], Sequence[str]]:
+    """Return a function that passes the parts of a path, if they are strings and not too many by now."""
+    left = PATH_CHARACTERS
+
+    def strings(parts: Sequence[Any]) -> Sequence[str]:
+        nonlocal left
+        if not all(type(part) is str for part in parts):
+            raise pickle.UnpicklingError("a path is made of something else than strings")
+        left -= sum(len(part) + 1 for part in parts)
+        if left < 0:
+            raise pickle.UnpicklingError(f"paths of more than {PATH_CHARACTERS:,} characters")
+        return parts
+
+    return strings
 
 
 def _label(item: Any) -> str | None:

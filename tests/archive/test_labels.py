@@ -1,5 +1,6 @@
 """Labels of blocks: the forms they have on disk, and pickles that must not run."""
 
+import copyreg
 import json
 import pickle
 import random
@@ -153,6 +154,39 @@ def test_hostile_pickles_are_refused(tmp_path: Path, name: str) -> None:
         read_labels(tmp_path, pickled_paths=True)
 
     assert not marker.exists()
+
+
+def test_an_extension_is_refused_though_python_knows_it(tmp_path: Path) -> None:
+    """A registered and cached extension, which Python finds without asking for its name, is not called."""
+    calls: list[str] = []
+    code = 0xF0
+    copyreg.add_extension(__name__, "recorder", code)  # type: ignore[no-untyped-call]
+    copyreg._extension_cache[code] = calls.append  # type: ignore[attr-defined]
+    save_pickle(tmp_path, b"\x80\x02\x82\xf0X\x01\x00\x00\x00a\x85R.")
+
+    try:
+        with pytest.raises(ArchiveError, match=r"labels\.npy.*extension 240"):
+            read_labels(tmp_path, pickled_paths=True)
+    finally:
+        copyreg.remove_extension(__name__, "recorder", code)  # type: ignore[no-untyped-call]
+
+    assert calls == []
+
+
+def repeated_paths(size: int, count: int) -> bytes:
+    """Return a pickle of `count` paths that are all made of one string of `size` bytes, which it holds once."""
+    text = "a" * size
+    return pickle.dumps(np.array([Call(PurePosixPath, text) for _ in range(count)], dtype=object))
+
+
+def test_paths_longer_than_their_file_are_refused(tmp_path: Path) -> None:
+    """A pickle that names one long string again and again is refused before it fills the memory; a few are read."""
+    save_pickle(tmp_path, repeated_paths(1000, 3), n_labels=3)
+    assert read_labels(tmp_path, pickled_paths=True) == ["a" * 1000] * 3
+    save_pickle(tmp_path, repeated_paths(100_000, 1000), n_labels=1000)
+
+    with pytest.raises(ArchiveError, match=r"labels\.npy.*paths of more than 16,777,216 characters"):
+        read_labels(tmp_path, pickled_paths=True)
 
 
 def test_a_pickle_changes_nothing_that_stays(tmp_path: Path) -> None:
