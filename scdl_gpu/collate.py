@@ -186,13 +186,19 @@ def distinct(csr: Csr) -> Csr:
 
 
 def _added(data: Array, starts: NDArray[np.int64]) -> Array:
-    """Add up the values from each start to the next."""
-    if data.dtype.kind == "f":
+    """Add up the values from each start to the next. Integers are added in halves of 32 bits, which cannot wrap."""
+    if data.dtype.kind not in "iu":
         return np.add.reduceat(data, starts)
-    sums = np.add.reduceat(data.astype(np.uint64), starts)
-    if int(sums.max()) > np.iinfo(data.dtype).max:
+    wide = data.astype(np.uint64 if data.dtype.kind == "u" else np.int64)
+    low = np.add.reduceat((wide & 0xFFFFFFFF).astype(np.int64), starts)
+    high = np.add.reduceat((wide >> 32).astype(np.int64), starts) + (low >> 32)
+    sums = ((high << 32) | (low & 0xFFFFFFFF)).astype(wide.dtype)
+    limits, wrapped = np.iinfo(data.dtype), (sums >> 32).astype(np.int64) != high
+    unfit = np.flatnonzero(wrapped | (sums < limits.min) | (sums > limits.max))
+    if unfit.size:
+        total = (int(high[unfit[0]]) << 32) + (int(low[unfit[0]]) & 0xFFFFFFFF)
         raise ValueError(
-            f"a row holds a column twice, and the sum of its values, {sums.max()}, does not fit {data.dtype}; "
+            f"a row holds a column twice, and the sum of its values, {total}, does not fit {data.dtype}; "
             f"cast the dataset to a wider dtype with cast_data_to_dtype, or convert the source with `scdl-gpu convert --canonical`"
         )
     return sums.astype(data.dtype)

@@ -16,7 +16,8 @@ from torch.utils.data import default_collate
 
 from scdl_gpu import SingleCellMemMapDataset, convert_h5ad
 from scdl_gpu.archive.constants import FLOAT_ORDER, INT_ORDER
-from scdl_gpu.collate import Cell, Rows, collate_neighbor_sparse_matrix_batch, collate_sparse_matrix_batch
+from scdl_gpu.backend import Csr
+from scdl_gpu.collate import Cell, Rows, collate_neighbor_sparse_matrix_batch, collate_sparse_matrix_batch, distinct
 
 BATCH_DTYPES = {"uint16": torch.int32, "uint32": torch.int64, "uint64": torch.int64}
 CHOSEN = [5, 0, 3, 3, 7]
@@ -168,6 +169,51 @@ def test_sums_that_do_not_fit_are_refused(tmp_path: Path, gathered: bool) -> Non
 
     with pytest.raises(ValueError, match=r"the sum of its values, 300, does not fit uint8.*cast_data_to_dtype"):
         collate_sparse_matrix_batch(ds.__getitems__([0]) if gathered else [ds[0]])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "total"),
+    [
+        (np.uint64, [2**63 + 1, 2**63 + 7], 2**64 + 8),
+        (np.uint64, [2**64 - 1] * 5, 5 * (2**64 - 1)),
+        (np.int64, [2**63 - 1, 1], 2**63),
+        (np.int64, [-(2**63), -(2**63)], -(2**64)),
+        (np.int64, [-(2**63), -1], -(2**63) - 1),
+        (np.int8, [-100, -100], -200),
+        (np.int8, [100, 28], 128),
+        (np.int32, [2**31 - 1] * 3, 3 * (2**31 - 1)),
+    ],
+)
+def test_sums_beyond_their_dtype_are_named_exactly(dtype: type[np.generic], values: list[int], total: int) -> None:
+    """A sum that would wrap, upwards or downwards, is refused with its true value."""
+    columns = np.ones(len(values), np.int64)
+    csr = Csr(np.array([0, len(values)]), columns, np.array(values, dtype))
+
+    with pytest.raises(ValueError, match=rf"the sum of its values, {total}, does not fit {np.dtype(dtype).name}"):
+        distinct(csr)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "total"),
+    [
+        (np.int64, [-3, -4], -7),
+        (np.int64, [2**63 - 1, 1, -1], 2**63 - 1),
+        (np.int64, [-(2**62), -(2**62)], -(2**63)),
+        (np.int8, [-128, 127, -1], -2),
+        (np.int16, [-5, 5], 0),
+        (np.uint64, [2**63, 2**63 - 1], 2**64 - 1),
+        (np.uint8, [250, 5], 255),
+    ],
+)
+def test_sums_within_their_dtype_are_exact(dtype: type[np.generic], values: list[int], total: int) -> None:
+    """Negative values count, and what is too large on the way may fit in the end."""
+    columns = np.array([0] + [2] * len(values))
+    csr = Csr(np.array([0, 1, columns.size]), columns, np.array([1, *values], dtype))
+
+    found = distinct(csr)
+
+    assert found.data.dtype == dtype
+    assert [found.indptr.tolist(), found.indices.tolist(), found.data.tolist()] == [[0, 1, 2], [0, 2], [1, total]]
 
 
 @pytest.fixture
