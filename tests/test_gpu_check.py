@@ -1,0 +1,218 @@
+"""benchmarks/gpu_check.py runs from end to end without a GPU, on the emulator; what only CUDA has is a stand-in here."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SANITIZERS = [f"compute-sanitizer {tool}" for tool in ("memcheck", "racecheck", "synccheck", "initcheck")]
+
+
+def check(out: Path, *arguments: str, path: str | None = None) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """Run the script; returns what came of it, and the record."""
+    command = [sys.executable, str(BENCHMARKS / "gpu_check.py"), "--rehearse", "--out", str(out), *arguments]
+    environment = os.environ | ({} if path is None else {"PATH": path})
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return run, json.loads((out / "gpu-check.json").read_text())
+
+
+def statuses(record: dict[str, Any]) -> dict[str, str]:
+    """Give the status of each step."""
+    return {name: step["status"] for name, step in record["steps"].items()}
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Import the benchmark's modules."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    import gpu_check
+    import gpu_machine
+    import kernels_gpu
+
+    return SimpleNamespace(check=gpu_check, machine=gpu_machine, kernels=kernels_gpu)
+
+
+def sanitizer(folder: Path, script: str) -> str:
+    """Put a stand-in for compute-sanitizer into `folder`; returns a PATH with it."""
+    program = folder / "compute-sanitizer"
+    program.write_text("#!/bin/sh\n" + textwrap.dedent(script))
+    program.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_everything_is_rehearsed(tmp_path: Path) -> None:
+    """Every step is done, with figures for whatever was measured, and a sanitizer that runs is recorded with its summary."""
+    path = sanitizer(tmp_path, 'while [ "$1" != "9" ]; do shift; done; shift; "$@" && echo "========= ERROR SUMMARY: 0 errors"')
+
+    run, record = check(tmp_path / "out", path=path)
+
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = statuses(record)
+    assert {name: status for name, status in found.items() if status != "done"} == {"gpu tests": "not available"}
+    assert {"named cases", "every dtype", "faults", "limits", "csr", "dense", "pinned", "rivals", *SANITIZERS} <= set(found)
+    assert record["steps"]["compute-sanitizer memcheck"]["summary"] == "========= ERROR SUMMARY: 0 errors"
+    assert record["machine"]["gpu"] == "none: rehearsed on the emulator"
+    for step in ("csr", "csr variants", "dense", "pinned", "pinned dense"):
+        for result in record["steps"][step]["results"]:
+            assert result["cells_per_second"] > 0
+            assert result["graph_percent_of_limit"] > 0
+    assert (tmp_path / "out" / "gpu-check.log").read_text().count("== csr\n") == 1
+
+
+def test_a_step_that_dies_does_not_end_the_others(tmp_path: Path) -> None:
+    """A step whose process dies is recorded with its last words, and those after it run."""
+    run, record = check(tmp_path, "--only", "faults", "no such step", "limits")
+
+    assert run.returncode == 1
+    assert statuses(record) == {"faults": "done", "no such step": "failed", "limits": "done"}
+    assert "KeyError" in record["steps"]["no such step"]["why"]
+
+
+def test_steps_are_not_begun_when_time_is_up(tmp_path: Path) -> None:
+    """What there is no time for is recorded as not run, and is no failure."""
+    run, record = check(tmp_path, "--minutes", "0", "--only", "faults", "limits")
+
+    assert run.returncode == 0
+    assert statuses(record) == {"faults": "not run", "limits": "not run"}
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        ('echo "========= Error: Device not supported"; exit 1', "not available"),
+        ('echo "========= Invalid __global__ write"; echo "========= ERROR SUMMARY: 3 errors"; exit 9', "failed"),
+    ],
+    ids=["refused", "found"],
+)
+def test_what_a_sanitizer_says(script: str, status: str, tmp_path: Path, modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sanitizer that refuses the machine is not available; one that finds something fails."""
+    monkeypatch.setenv("PATH", sanitizer(tmp_path, script))
+    run = modules.check.Check(tmp_path / "out", 1.0, rehearse=True)
+
+    run.sanitize("memcheck")
+
+    assert statuses(run.record.read()) == {"compute-sanitizer memcheck": status}
+
+
+def test_without_a_sanitizer(tmp_path: Path, modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sanitizer that is not installed is not available."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    run = modules.check.Check(tmp_path / "out", 1.0, rehearse=True)
+
+    run.sanitize("racecheck")
+
+    assert run.record.read()["steps"]["compute-sanitizer racecheck"]["why"] == "compute sanitizer is not there"
+
+
+def test_wrong_batches_are_not_measured(modules: SimpleNamespace) -> None:
+    """A gather whose result is not SciPy's, or that reports a fault, raises instead of giving figures."""
+    bench = modules.kernels.Bench(modules.machine.Rehearsal())
+    run = modules.kernels.Csr(modules.kernels.Batch(bench.resident, np.arange(5)), bench.resident.table())
+    run()
+    run.check()
+
+    run.data[3] += 1
+    with pytest.raises(ValueError, match="CSR: the batch is not what SciPy makes"):
+        run.check()
+    run.fault[0] = 2
+    with pytest.raises(ValueError, match="reports faults"):
+        run.check()
+
+
+class FakeEvent:
+    """A CUDA event by a clock that goes on 10 ms with every run."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        self.at = 0.0
+
+    def record(self) -> None:
+        """Note the time."""
+        self.at = FakeEvent.now
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        """Give milliseconds."""
+        return end.at - self.at
+
+
+class FakeGraph:
+    """A CUDA graph whose replay takes 6 ms."""
+
+    def replay(self) -> None:
+        """Let time pass."""
+        FakeEvent.now += 6
+
+
+def test_a_gpu_is_timed_by_events_and_graphs(modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events around all runs give the time of one; a graph of them is replayed and divided alike; facts come from torch."""
+    from scdl_gpu import device
+
+    properties = SimpleNamespace(name="fake", major=9, minor=0, multi_processor_count=132, total_memory=1)
+    fakes = {"Event": FakeEvent, "CUDAGraph": FakeGraph, "graph": lambda _: nullcontext(), "synchronize": lambda: None}
+    for name, fake in {**fakes, "get_device_properties": lambda _: properties}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(device, "CudaDevice", lambda: SimpleNamespace(launch=None, torch_device=torch.device("cpu")))
+    machine = modules.machine.CudaMachine()
+
+    def run() -> None:
+        FakeEvent.now += 10
+
+    assert machine.seconds([run, run]) == pytest.approx(0.010)
+    assert machine.graph_seconds([run, run]) == pytest.approx(0.003)
+    assert machine.host_seconds(run, n=2) < 1
+    assert machine.facts()["compute_capability"] == "9.0"
+
+
+def test_what_a_graph_cannot_hold_is_measured_without(modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a run cannot be captured the other figures stay, and the reason is recorded."""
+    bench = modules.kernels.Bench(modules.machine.Rehearsal())
+
+    def refuse(runs: Any) -> float:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(bench.machine, "graph_seconds", refuse)
+
+    found = modules.kernels.csr(bench)
+
+    assert {result["graph"] for result in found} == {"not available: operation not permitted when stream is capturing"}
+    assert all(result["percent_of_limit"] > 0 for result in found)
+
+
+def test_cupy_is_a_rival(modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy is given the same matrix and rows without a copy; SciPy stands in for it."""
+    import scipy.sparse as sp
+
+    chosen: list[Any] = []
+
+    class Matrix:
+        def __init__(self, arrays: Any, shape: tuple[int, int]) -> None:
+            self._matrix = sp.csr_matrix(tuple(array.numpy() for array in arrays), shape=shape)
+
+        def __getitem__(self, rows: torch.Tensor) -> Any:
+            chosen.append(rows)
+            return self._matrix[rows.numpy()]
+
+    cupy, cupyx, scipy_, sparse = (ModuleType(name) for name in ("cupy", "cupyx", "cupyx.scipy", "cupyx.scipy.sparse"))
+    cupyx.__spec__ = sparse.__spec__ = SimpleNamespace()
+    vars(cupy).update(from_dlpack=lambda array: array, cuda=SimpleNamespace(ExternalStream=lambda _: nullcontext()))
+    vars(sparse).update(csr_matrix=Matrix)
+    for module in (cupy, cupyx, scipy_, sparse):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+
+    found = modules.kernels.rivals(modules.kernels.Bench(modules.machine.Rehearsal()))
+
+    assert len(chosen) >= 2
+    assert all(result["cells_per_second"] > 0 for result in found if result["what"].startswith(("CuPy", "gather_csr")))
