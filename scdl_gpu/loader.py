@@ -119,7 +119,7 @@ class GPUBatchLoader(IterableDataset[Batch]):
         return self._order.steps() if self._sampled is None else len(self._sampled)
 
     def __repr__(self) -> str:
-        shards, batches = self._shards, self._order_name() if self._sampled else f"batches of {self._order.batch_size}"
+        shards, batches = self._shards, f"batches of {f'a {self._sampled.name}' if self._sampled else self._order.batch_size}"
         archives = f"{len(shards.archives)} archive{'s' if len(shards.archives) > 1 else ''}"
         return (
             f"GPUBatchLoader({shards.n_rows:,} rows x {shards.n_vars:,} genes, {shards.nnz:,} nonzeros in {archives}; "

@@ -54,8 +54,10 @@ class Obs:
 
 
 def _column(shards: Shards, name: str) -> ObsColumn:
-    parts = []
+    parts = [Column.missing(0)] if shards.n_rows == 0 else []
     for archive in shards.archives:
+        if archive.n_rows == 0:
+            continue  # its tables have no columns
         if name not in archive.obs.columns:
             known = ", ".join(archive.obs.columns) or "none"
             raise ValueError(f"{archive.path} has no obs column {name!r}; it has {known}")

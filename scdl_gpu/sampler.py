@@ -63,10 +63,10 @@ class SampledOrder:
 
 def _rows(chosen: Sequence[int]) -> NDArray[np.int64]:
     """Return row numbers as an array of their own. Raises TypeError for anything but whole numbers in a row."""
-    rows = np.array(chosen)
+    rows = np.asarray(chosen)
     if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
         raise TypeError(f"a sampler gave {str(chosen)[:80]}, expected a list of row numbers")
-    return rows.astype(np.int64, copy=False)
+    return rows.astype(np.int64)
 
 
 def _length(sampler: Any, name: str) -> int:

@@ -1,5 +1,6 @@
 """GPUBatchLoader on the CPU: its batches are rows of the archive, in the order that the document describes."""
 
+import json
 import pickle
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from cells import N_ROWS, N_VARS, annotated, backwards, dense, matrix, rows_of
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, get_worker_info
 
 from scdl_gpu import (
     ArchiveError,
@@ -24,6 +25,11 @@ from scdl_gpu import (
     convert_h5ad,
 )
 from scdl_gpu.order import Order, permuted
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes:UserWarning"),
+]
 
 
 @pytest.fixture
@@ -340,3 +346,210 @@ def test_leaving_early_stops_the_threads(archive: Path, recwarn: pytest.Warnings
 
     assert threading.active_count() <= before
     assert not recwarn.list
+
+
+class Telling(IterableDataset[Any]):
+    """In a worker: the rows of each batch with the loader's state after it, from a state of one's own if there is one."""
+
+    def __init__(self, loader: GPUBatchLoader, states: dict[int, Any] | None = None) -> None:
+        self.loader, self.states = loader, states or {}
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield worker, rows and state: the first time before any batch."""
+        worker = get_worker_info().id
+        if worker in self.states:
+            self.loader.load_state_dict(self.states[worker])
+        batches = iter(self.loader)
+        yield worker, [], self.loader.state_dict()
+        for batch in batches:
+            yield worker, rows_of([batch]), self.loader.state_dict()
+        yield worker, [], self.loader.state_dict()
+
+
+def told(loader: GPUBatchLoader, workers: int, states: dict[int, Any] | None = None) -> dict[int, list[Any]]:
+    """Return what each worker told: (rows, state) pairs."""
+    plain = DataLoader(Telling(loader, states), batch_size=None, num_workers=workers, multiprocessing_context="fork")
+    found: dict[int, list[Any]] = {worker: [] for worker in range(workers)}
+    for worker, rows, state in plain:
+        found[worker].append((rows, state))
+    return found
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 5])
+@pytest.mark.parametrize("options", [{"seed": 3}, {"sampler": range(0, 100, 2)}], ids=str)
+def test_states_of_workers_resume(archive: Path, after: int, options: dict[str, Any]) -> None:
+    """Each worker's state continues its own share, from before its first batch to after its last, and nothing comes twice."""
+
+    def loader() -> GPUBatchLoader:
+        return GPUBatchLoader(archive, 10, device="cpu", **options)
+
+    whole = told(loader(), 2)
+    states = {worker: pairs[min(after, len(pairs) - 1)][1] for worker, pairs in whole.items()}
+
+    resumed = told(loader(), 2, states)
+
+    for worker in range(2):
+        here = min(after, len(whole[worker]) - 1)
+        left = [rows for rows, _ in whole[worker][here + 1 :] if rows]
+        assert [rows for rows, _ in resumed[worker] if rows][: len(left)] == left
+
+
+def test_the_end_of_an_epoch_in_a_worker_is_the_beginning_of_the_next(archive: Path) -> None:
+    """After an epoch, also one in which a worker had no batch, its state stands for the whole next epoch."""
+    whole = told(GPUBatchLoader(archive, 60, device="cpu"), 3)
+
+    resumed = told(GPUBatchLoader(archive, 60, device="cpu"), 3, {worker: pairs[-1][1] for worker, pairs in whole.items()})
+
+    expected = rows_of_order(Order(N_ROWS, 60), 1)
+    assert sorted(row for pairs in resumed.values() for rows, _ in pairs for row in rows) == sorted(expected)
+    assert [rows for rows, _ in resumed[0]][1] == expected[:60]
+
+
+def test_a_workers_state_is_its_own(archive: Path) -> None:
+    """The state of one worker means nothing to another, or outside of workers: it is refused."""
+    states = {worker: pairs[1][1] for worker, pairs in told(GPUBatchLoader(archive, 10, device="cpu"), 2).items()}
+    loader = GPUBatchLoader(archive, 10, device="cpu")
+    loader.load_state_dict(states[1])
+
+    with pytest.raises(ValueError, match=r"taken in worker \(1, 2\), this is None"):
+        next(iter(loader))
+    with pytest.raises(ValueError, match=r"taken in worker \(1, 2\), this is \(0, 2\)"):
+        told(GPUBatchLoader(archive, 10, device="cpu"), 2, {0: states[1], 1: states[0]})
+
+
+def test_a_random_sampler_is_shared_out_over_workers(archive: Path) -> None:
+    """Each worker draws the same permutation, though torch seeds each differently: every row comes once."""
+    loader = GPUBatchLoader(archive, 10, sampler=RandomSampler(range(N_ROWS)), device="cpu")
+    plain = DataLoader(loader, batch_size=None, num_workers=3, multiprocessing_context="fork")
+
+    first, second = rows_of(plain), rows_of(plain)
+
+    assert sorted(first) == sorted(second) == list(range(N_ROWS))
+    assert first != second
+
+
+def test_set_epoch_reaches_new_workers(archive: Path) -> None:
+    """With set_epoch before each epoch, workers go through epochs as a loader alone does."""
+    loader = GPUBatchLoader(archive, 10, seed=3, device="cpu")
+    plain = DataLoader(loader, batch_size=None, num_workers=2, multiprocessing_context="fork")
+
+    for epoch in (0, 1, 5):
+        loader.set_epoch(epoch)
+        assert rows_of(plain) == rows_of_order(Order(N_ROWS, 10, 3), epoch)
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 50])
+def test_any_prefetch_gives_the_same_batches(archive: Path, prefetch: int) -> None:
+    """However far batches are made ahead, they come in their order, and each once."""
+    loader = GPUBatchLoader(archive, 10, seed=3, device="cpu", prefetch=prefetch)
+
+    assert rows_of(loader) == rows_of_order(Order(N_ROWS, 10, 3), 0)
+
+
+def test_the_state_counts_what_was_yielded_not_what_was_made(archive: Path) -> None:
+    """Batches made ahead do not count; nor do those of a loader that was only asked for an iterator."""
+    loader = GPUBatchLoader(archive, 10, device="cpu", prefetch=50)
+    batches = iter(loader)
+    before = loader.state_dict()["position"]
+
+    positions = [loader.state_dict()["position"] for _ in batches]
+
+    assert before == 0
+    assert positions == [*range(10, 101, 10), 103]
+    assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (1, 0)
+
+
+def test_a_state_after_the_last_batch_has_nothing_left(archive: Path) -> None:
+    """Resumed between the last batch and the end, an epoch yields nothing, and the next is whole."""
+    loader = GPUBatchLoader(archive, 60, device="cpu")
+    states = [loader.state_dict() for _ in loader]
+    resumed = GPUBatchLoader(archive, 60, device="cpu")
+
+    resumed.load_state_dict(json.loads(json.dumps(states[-1])))
+    resumed.set_epoch(0)
+
+    assert list(resumed) == []
+    assert rows_of(resumed) == rows_of_order(Order(N_ROWS, 60), 1)
+
+
+def test_leaving_early_goes_on_with_the_next_epoch(archive: Path) -> None:
+    """An epoch that was left is over: the next iteration is the next epoch from its beginning."""
+    loader = GPUBatchLoader(archive, 10, device="cpu")
+
+    next(iter(loader))
+
+    assert rows_of(loader) == rows_of_order(Order(N_ROWS, 10), 1)
+
+
+def test_what_a_thread_meets_is_raised_in_its_place(archive: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """An error in a batch that is made ahead is raised when its turn comes, after the batches before it, and no thread stays."""
+    before = threading.active_count()
+    batches = [[row] for row in range(20)]
+    batches[10] = [N_ROWS]
+    served: list[Any] = []
+
+    with pytest.raises(IndexError, match="row 103 is out of range"):
+        served.extend(GPUBatchLoader(archive, batch_sampler=batches, device="cpu", obs=("line",)))
+
+    assert [batch.rows.tolist() for batch in served] == batches[:10]
+    assert threading.active_count() <= before
+    assert not recwarn.list
+
+
+def test_an_archive_without_rows_has_no_batches(tmp_path: Path) -> None:
+    """No rows are an epoch of no batches, with the width and the dtype there would be; beside others they change nothing."""
+    nothing = convert_h5ad(annotated(matrix(n_rows=18)[:0]), tmp_path / "nothing", data_dtype="uint8")
+    some = convert_h5ad(annotated(matrix(n_rows=5)), tmp_path / "some", data_dtype="uint8")
+    loader = GPUBatchLoader(nothing, 10, device="cpu", obs=("line", "depth"))
+
+    assert (len(loader), list(loader), list(loader)) == (0, [], [])
+    assert loader.state_dict()["epoch"] == 2
+    (batch,) = GPUBatchLoader([nothing, some, nothing], 5, shuffle=False, device="cpu", obs=("plate",))
+    assert batch.obs["plate"].tolist() == annotated(matrix(n_rows=5)).obs["plate"].tolist()
+    np.testing.assert_array_equal(dense(batch.x), matrix(n_rows=5).toarray())
+
+
+class LongLists(list[list[int]]):
+    """A batch_sampler that says how long its lists may be."""
+
+    batch_size = 2**31 // N_VARS + 1
+
+
+def test_large_batches_have_large_indices(archive: Path) -> None:
+    """Where a batch of the size given may hold 2^31 elements, row pointers and columns are int64, in every batch; else int32."""
+    options: dict[str, Any] = {"batch_sampler": LongLists([[1, 2], [3]]), "device": "cpu"}
+
+    for batches, dtype in ((GPUBatchLoader(archive, **options), torch.int64), (GPUBatchLoader(archive, 1024, device="cpu"), torch.int32)):
+        for batch in batches:
+            assert (batch.x.crow_indices().dtype, batch.x.col_indices().dtype) == (dtype, dtype)
+            np.testing.assert_array_equal(dense(batch.x), matrix()[batch.rows.numpy()].toarray())
+
+
+def test_a_closed_loader_says_so(archive: Path) -> None:
+    """After close, or after `with`, nothing more comes; closing again does no harm."""
+    with GPUBatchLoader(archive, 10, device="cpu") as loader:
+        batches = iter(loader)
+        first = next(batches)
+
+    loader.close()
+
+    assert len(first) == 10
+    with pytest.raises(ValueError, match="the loader is closed"):
+        next(batches)
+    with pytest.raises(ValueError, match="the loader is closed"):
+        next(iter(loader))
+    assert repr(loader).endswith("; closed)")
+
+
+def test_the_repr_says_what_goes_where(archive: Path) -> None:
+    """Rows, genes, batches, device, placement, bytes and why, in a line."""
+    loader = GPUBatchLoader(archive, 10, device="cpu", output="dense", var=["g1"], normalize_total=1e4, log1p=True)
+    sampled = GPUBatchLoader([archive] * 2, batch_sampler=[[1]], device="auto")
+
+    assert repr(loader).startswith(
+        "GPUBatchLoader(103 rows x 40 genes, 1,128 nonzeros in 1 archive; batches of 10 as dense float32 of 1 genes, normalised to 10000, "
+        f"log1p; on the cpu, {torch.get_num_threads()} threads, placement host: 5,760 bytes in the page cache; 5.6 KiB of rows fit"
+    )
+    assert "2,256 nonzeros in 2 archives; batches of a batch_sampler as csr float32" in repr(sampled)
+    if not torch.cuda.is_available():
+        assert repr(sampled).endswith("; torch finds no GPU)")
