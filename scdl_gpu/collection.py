@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scdl_gpu.archive import change
-from scdl_gpu.archive.commit import make_directory, remove, sync
+from scdl_gpu.archive.commit import make_directory, rewrite, space_errors, sync
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.features import VariableFeatureIndex
 from scdl_gpu.convert.workers import Processes
@@ -51,10 +51,18 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         self.metadata: dict[str, int] = {}
         self.fname_to_mmap: dict[Path, SingleCellMemMapDataset] = {}
         self._var_feature_index = VariableFeatureIndex()
-        make_directory(self._path)
-        for archive in self._remembered():
-            self._add(archive, self._open(archive))
-        self._remember()
+        is_new = not self._path.exists()
+        try:
+            with space_errors(self._path):
+                make_directory(self._path)
+            for archive in self._remembered():
+                self._add(archive, self._open(archive))
+            self._remember()
+        except BaseException:
+            if is_new:
+                with contextlib.suppress(OSError, ArchiveError):  # the first error is the one to tell
+                    self._forget()
+            raise
 
     def _open(self, archive: Path) -> SingleCellMemMapDataset:
         return SingleCellMemMapDataset(self._path / archive.name, load_neighbors=self.load_neighbors, neighbor_key=self.neighbor_key)
@@ -64,33 +72,56 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         self._var_feature_index.concat(dataset.var_features())
 
     def _remember(self) -> None:
-        """Write which archives there are, in order, for who opens the collection again; nothing where that is written already."""
-        document = {"archives": [archive.name for archive in self.fname_to_mmap]}
-        for name, content in ((FileNames.METADATA.value, document), (FileNames.VERSION.value, __version__)):
-            text, file = json.dumps(content), self._path / name
-            if file.exists() and (file.read_text() == text or name == FileNames.VERSION.value):
-                continue
-            new = self._path / f".{name}.new"
-            with new.open("w") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            new.replace(file)
-            sync(self._path)
+        """Write which archives there are, in order, for who opens the collection again; nothing where that is written already.
 
-    def _remembered(self) -> list[Path]:
-        """Return the archives that are there: in the order written down, then those that were not."""
-        present = {file.name for file in self._path.iterdir() if (file / FileNames.METADATA.value).exists() and file.name[0] != "."}
+        Archives that another process has written down meanwhile keep their order, and come first.
+        """
+        metadata, version = self._path / FileNames.METADATA.value, self._path / FileNames.VERSION.value
+        if self._written() != self._merged():
+            rewrite(metadata, lambda: json.dumps({"archives": self._merged()}))
+        if not version.exists():
+            rewrite(version, lambda: json.dumps(__version__))
+
+    def _forget(self) -> list[str]:
+        """Remove the directory if nothing but the files of the collection is in it; return what else there is."""
+        own = [self._path / name.value for name in (FileNames.METADATA, FileNames.VERSION)]
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if not self._present():
+                for file in own:
+                    rewrite(file, lambda: None)
+            left = sorted(entry.name for entry in self._path.iterdir())
+            if left:
+                return [name for name in left if self._path / name not in own]
+            self._path.rmdir()
+            sync(self._path.parent)
+        return []
+
+    def _present(self) -> set[str]:
+        return {file.name for file in self._path.iterdir() if (file / FileNames.METADATA.value).exists() and file.name[0] != "."}
+
+    def _written(self) -> list[str] | None:
+        """Return the names that are written down, None where none are."""
         try:
             document = json.loads((self._path / FileNames.METADATA.value).read_bytes())
-            order = [name for name in dict.fromkeys(document["archives"]) if name in present]
+            return list(dict.fromkeys(document["archives"]))
         except FileNotFoundError:
-            order = []
+            return None
         except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise ArchiveError(
                 f'{self.data_path / FileNames.METADATA.value}: expected an object {{"archives": [names]}} of a collection; '
                 f"choose another directory, or remove that file to take the archives in order of their names"
             ) from error
+
+    def _merged(self) -> list[str]:
+        """Return the names to write down: those that are, without those that are gone, then this object's others."""
+        present = self._present()
+        written = [name for name in self._written() or () if name in present]
+        return list(dict.fromkeys([*written, *(archive.name for archive in self.fname_to_mmap)]))
+
+    def _remembered(self) -> list[Path]:
+        """Return the archives that are there: in the order written down, then those that were not."""
+        present = self._present()
+        order = [name for name in self._written() or () if name in present]
         return [self.data_path / name for name in (*order, *sorted(present - set(order)))]
 
     def _vacant(self, h5ad: Path, taken: Iterable[Path] = ()) -> Path:
@@ -227,8 +258,9 @@ class SingleCellCollection(SingleCellRowDatasetCore):
     def flatten(self, output_path: str | os.PathLike[str], destroy_on_copy: bool = False, extend_copy_size: int = 10 * 1024 * 1024) -> None:
         """Write all rows, in the order of `fname_to_mmap`, as one archive to `output_path`, which must not exist.
 
-        Features, names and neighbours are kept. destroy_on_copy: remove the whole collection afterwards.
-        extend_copy_size is accepted and not needed. Raises FileExistsError, ValueError for an empty collection, or
+        Features, names and neighbours are kept. destroy_on_copy: remove the archives afterwards, and the directory
+        if nothing else is in it; archives that other writers added or changed since they were opened, and other files, stay,
+        with a warning. extend_copy_size is accepted and not needed. Raises FileExistsError, ValueError for an empty collection, or
         for integer and float values mixed.
         """
         del extend_copy_size
@@ -239,8 +271,26 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         datasets = list(self.fname_to_mmap.values())
         change.join_into([dataset.archive for dataset in datasets], Path(output_path), data_dtype=joined_dtype(datasets))
         if destroy_on_copy:
-            remove(self._path)
             self.fname_to_mmap, self._var_feature_index = {}, VariableFeatureIndex()
+            self._destroy(datasets)
+
+    def _destroy(self, datasets: list[SingleCellMemMapDataset]) -> None:
+        """Remove the archives of `datasets`, and the directory if nothing else is in it."""
+        for dataset in datasets:
+            if dataset._path.is_symlink():
+                dataset._path.unlink()  # what it leads to is not this collection's
+            else:
+                change.destroy(dataset._path, [dataset.archive])
+        left = self._forget()
+        if left:
+            if self._present():
+                self._remember()
+            names = ", ".join(left[:8]) + (f" and {len(left) - 8} more" if len(left) > 8 else "")
+            warnings.warn(
+                f"{self.data_path} is kept: besides what was flattened it holds {names}; move them, or remove the directory",
+                UserWarning,
+                stacklevel=3,
+            )
 
 
 def _convert(archive: Path, h5ad: Path, options: dict[str, Any]) -> None:

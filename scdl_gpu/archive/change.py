@@ -4,6 +4,7 @@ Knows archives and stagings, not the objects that hold them. A change writes the
 hard-links the others, so describing 1 TB anew costs what the feature tables cost.
 """
 
+import contextlib
 import os
 import shutil
 import warnings
@@ -110,14 +111,19 @@ def check_outside(output_path: str | os.PathLike[str], sources: Iterable[Path]) 
 
 
 def destroy(path: Path, archives: Iterable[RawArchive]) -> bool:
-    """Remove the archive at `path` if it is what all of `archives` were opened from; else keep it, warn, and return False."""
+    """Remove the archive at `path` if it is what all of `archives` were opened from; else keep it, warn, and return False.
+
+    One that is gone is no fault.
+    """
 
     def check() -> None:
         for archive in archives:
-            _check_unchanged(path, archive)
+            if os.path.lexists(path):
+                _check_unchanged(path, archive)
 
     try:
-        remove(path, check=check)
+        with contextlib.suppress(FileNotFoundError):
+            remove(path, check=check)
     except ArchiveError as error:
         warnings.warn(f"{path} was copied and is kept, destroy_on_copy notwithstanding: {error}", UserWarning, stacklevel=3)
         return False

@@ -121,13 +121,18 @@ def _remove(path: Path) -> None:
         logger.warning("%s is left over and could not be removed: %s", path, error)
 
 
-def _remove_stale(path: Path) -> None:
-    """Remove what killed writers of `path` left, its lock being held."""
+def _stale(path: Path, *, directories: bool) -> list[Path]:
+    """List what killed writers of `path` left, its lock being held."""
     name = re.compile(re.escape(_hidden(path, "").name) + "[0-9a-f]{8}")
     with os.scandir(path.parent) as entries:
-        stale = [entry.path for entry in entries if name.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)]
-    for directory in stale:
-        _remove(Path(directory))
+        found = [entry for entry in entries if name.fullmatch(entry.name)]
+    return [Path(entry.path) for entry in found if entry.is_dir(follow_symlinks=False) == directories]
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the directories that killed writers of `path` left, its lock being held."""
+    for directory in _stale(path, directories=True):
+        _remove(directory)
 
 
 def _hidden(path: Path, suffix: str | None = None) -> Path:
@@ -235,8 +240,8 @@ def remove(path: Path, *, check: Callable[[], None] = _anything) -> None:
         _unlock(path, lock)
 
 
-def rewrite(file: Path, change: Callable[[], str]) -> None:
-    """Write what `change` returns to a small file, at once and durably; other writers of it wait.
+def rewrite(file: Path, change: Callable[[], str | None]) -> None:
+    """Write what `change` returns to a small file, at once and durably, None: remove it; other writers of it wait.
 
     change: called when no other writer can change the file, so it may read and merge what is there.
     Raises ArchiveError where another writer holds the file for PATIENCE_S, or the disk is full.
@@ -245,8 +250,14 @@ def rewrite(file: Path, change: Callable[[], str]) -> None:
         lock = _lock(file, patience_s=PATIENCE_S)
         new = _hidden(file)
         try:
+            for stale in _stale(file, directories=False):
+                stale.unlink()
+            text = change()
+            if text is None:
+                file.unlink(missing_ok=True)
+                return
             with new.open("w") as stream:
-                stream.write(change())
+                stream.write(text)
                 with contextlib.suppress(FileNotFoundError):
                     os.fchmod(stream.fileno(), stat.S_IMODE(file.stat().st_mode))
                 stream.flush()

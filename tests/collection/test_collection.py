@@ -1,9 +1,11 @@
 """Collections: many h5ad files, each an archive of its own, loaded and opened again."""
 
+import errno
 import json
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -299,3 +301,42 @@ def test_features_that_disagree_are_noticed(make: Make, sources: Path, tmp_path:
 
     with pytest.raises(ValueError, match="archives hold 5 rows, features describe 7"):
         collection.number_of_rows()
+
+
+def test_two_writers_of_a_collection_keep_each_others_order(make: Make, sources: Path, tmp_path: Path) -> None:
+    """Each writes down what it added after what the other has; one that was removed is forgotten."""
+    for name in "dcba":
+        make(f"{name}.h5ad")
+    one, two = SingleCellCollection(tmp_path / "collection"), SingleCellCollection(tmp_path / "collection")
+
+    for collection, name in ((one, "d"), (two, "b"), (one, "a"), (two, "c")):
+        collection.load_h5ad(sources / f"{name}.h5ad", use_X_not_raw=True)
+
+    assert [path.name for path in SingleCellCollection(tmp_path / "collection").fname_to_mmap] == ["d", "b", "a", "c"]
+    assert sorted(path.name for path in (tmp_path / "collection").iterdir()) == ["a", "b", "c", "d", "metadata.json", "version.json"]
+
+
+def test_writers_of_a_collection_wait_for_each_other(tmp_path: Path) -> None:
+    """Eight that begin at once all succeed, and leave nothing beside the two files."""
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(SingleCellCollection, [tmp_path / "collection"] * 8))
+
+    assert len(made) == 8
+    assert sorted(path.name for path in (tmp_path / "collection").iterdir()) == ["metadata.json", "version.json"]
+
+
+def test_a_collection_on_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is an ArchiveError that says how full; a directory that was there stays."""
+
+    def full(fd: int) -> None:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(os, "fsync", full)
+
+    for name in ("new", "there"):
+        with pytest.raises(ArchiveError, match=r"no space left while writing: [\d,]+ bytes free"):
+            SingleCellCollection(tmp_path / name)
+
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]

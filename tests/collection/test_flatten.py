@@ -1,5 +1,7 @@
 """Collections flattened into one archive: nothing is lost, and nothing overwritten."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +95,34 @@ def test_destroy_on_copy_removes_the_collection(collection: SingleCellCollection
     assert collection.fname_to_mmap == {}
     assert collection.shape() == (0, [0])
     assert len(SingleCellMemMapDataset(tmp_path / "flat")) == 12
+
+
+def test_destroy_on_copy_removes_only_what_was_joined(collection: SingleCellCollection, make: Make, sources: Path, tmp_path: Path) -> None:
+    """Rows appended, archives and files added meanwhile by others stay where they are, and the warnings name them."""
+    make("d.h5ad", 2)
+    SingleCellCollection(tmp_path / "collection").load_h5ad(sources / "d.h5ad", use_X_not_raw=True)
+    SingleCellMemMapDataset(tmp_path / "collection" / "b").concat(SingleCellMemMapDataset(tmp_path / "collection" / "d"))
+    (tmp_path / "collection" / "notes.txt").write_text("mine")
+
+    left = re.escape(f"{tmp_path / 'collection'} is kept: besides what was flattened it holds b, d, notes.txt;")
+    with pytest.warns(UserWarning, match="b was copied and is kept"), pytest.warns(UserWarning, match=left):
+        collection.flatten(tmp_path / "flat", destroy_on_copy=True)
+
+    assert len(SingleCellMemMapDataset(tmp_path / "flat")) == 12
+    again = SingleCellCollection(tmp_path / "collection")
+    assert {path.name: len(dataset) for path, dataset in again.fname_to_mmap.items()} == {"b": 6, "d": 2}
+    assert (tmp_path / "collection" / "notes.txt").read_text() == "mine"
+    assert json.loads((tmp_path / "collection" / "metadata.json").read_text()) == {"archives": ["b", "d"]}
+
+
+def test_files_of_others_keep_the_directory(collection: SingleCellCollection, tmp_path: Path) -> None:
+    """The collection is gone, the file is not."""
+    (tmp_path / "collection" / "notes.txt").write_text("mine")
+
+    with pytest.warns(UserWarning, match="it holds notes.txt; move"):
+        collection.flatten(tmp_path / "flat", destroy_on_copy=True)
+
+    assert [path.name for path in (tmp_path / "collection").iterdir()] == ["notes.txt"]
 
 
 def test_destroy_on_copy_does_not_remove_the_result(collection: SingleCellCollection, tmp_path: Path) -> None:
