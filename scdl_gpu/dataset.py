@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from scdl_gpu.archive import change
 from scdl_gpu.archive.check import check_rows
-from scdl_gpu.archive.commit import Staging, space_errors
+from scdl_gpu.archive.commit import Staging, check_space, space_errors
 from scdl_gpu.archive.constants import FLOAT_ORDER, INT_ORDER, FileNames, Mode, NeighborSamplingStrategy, determine_dtype
 from scdl_gpu.archive.dtypes import DEFAULT_DTYPES
-from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive, open_raw
+from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive, check_identity, identity, open_raw
 from scdl_gpu.archive.writer import finish
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.neighbors import strategy_of
@@ -179,13 +179,14 @@ class SingleCellMemMapDataset(ArchiveRows):
     def _convert(self, h5ad: Path) -> tuple["Frame", "Frame"]:
         """Convert the matrix and the graph of `h5ad` into the staging; returns var and obs."""
         from scdl_gpu.convert.source import MissingMatrixError, open_source
-        from scdl_gpu.convert.write import write_matrix
+        from scdl_gpu.convert.write import size_bytes, write_matrix
 
         directory = self._stage().directory
         try:
             for name in ARRAY_FILES:
                 (directory / name).unlink(missing_ok=True)  # arrays made empty for this dataset give way
             with open_source(h5ad, "X" if self.use_X_not_raw else "raw", scratch=directory) as source:
+                check_space(self._path, size_bytes(source.matrix, self.dtypes[DATA]))
                 written = write_matrix(source.matrix, directory, data_dtype=self.dtypes[DATA], tolerance=None, canonical=False)
                 extra = self._write_neighbors(source, directory) if self.load_neighbors else {}
                 var, obs, written_from = source.var(), source.obs(), source.x
@@ -253,7 +254,7 @@ class SingleCellMemMapDataset(ArchiveRows):
             self._commit()
         elif output_path is None or self.data.flags.writeable:
             canonical = self._archive.canonical if not self.data.flags.writeable else self._check_filled()
-            _flush(self._archive)
+            change.flush(self._archive)
             change.describe(self._path, self._archive, canonical=canonical)
             self._read(self._path)
         if output_path is not None:
@@ -265,7 +266,7 @@ class SingleCellMemMapDataset(ArchiveRows):
         canonical = self._check_filled() if self._canonical is None else self._canonical
         staging = self._stage()
         with space_errors(staging.path):
-            _flush(self._archive)
+            change.flush(self._archive)
             finish(
                 staging.directory,
                 dtypes=self.dtypes,
@@ -363,27 +364,24 @@ class SingleCellMemMapDataset(ArchiveRows):
             raise ValueError(f"{self.data_path} is not saved yet; call save() before {action}")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Carry the path and the options, never the data; raises ValueError before the first save."""
+        """Carry the path, what tells the archive there, and the options, never the data; ValueError before the first save."""
         self._saved("pickling")
         state = {name: value for name, value in self.__dict__.items() if name not in OPENED}
-        return state | {"data_path": type(self.data_path)(str(self._path))}
+        return state | {"data_path": type(self.data_path)(str(self._path)), "_pickled": identity(self._archive)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open the archive again. Raises ArchiveError where another one, or another state of it, is there now."""
+        pickled = state.pop("_pickled")
         self.__dict__.update(state)
         self._staging = None
         self.load(self.data_path)
+        check_identity(self._archive, pickled)
 
 
 def _missing_matrix(use_x: bool, error: Exception) -> str:
     if use_x:
         return f"This file does not have count data; set use_X_not_raw=False to use raw counts instead. ({error})"
     return f"This file does not have raw count data; set use_X_not_raw=True to use normalized counts instead. ({error})"
-
-
-def _flush(archive: RawArchive) -> None:
-    for array in (archive.data, archive.indptr, archive.indices):
-        if array.flags.writeable and array.size:
-            array.flush()
 
 
 def joined_dtype(datasets: Sequence[SingleCellMemMapDataset]) -> str:

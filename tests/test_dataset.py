@@ -23,6 +23,7 @@ import scipy.sparse
 
 import scdl_gpu
 from scdl_gpu import ArchiveError, SingleCellMemMapDataset, SourceError, convert_h5ad
+from scdl_gpu.archive import raw
 from scdl_gpu.archive.constants import FLOAT_ORDER, INT_ORDER, Mode
 from scdl_gpu.archive.header import SCDLHeader
 
@@ -607,6 +608,45 @@ def test_a_pickle_carries_the_path_and_the_options(archive: Path, tmp_path: Path
     assert found.data_path == str(archive)
     assert (found.paginated_load_cutoff, found.var_feature_index_name, found.data_dtype_tolerance) == (5, "v", 0.5)
     assert (found.use_X_not_raw, found.note) == (True, "kept")
+
+
+def replace_by_more(archive: Path) -> None:
+    """Append the archive to itself."""
+    SingleCellMemMapDataset(archive).concat(SingleCellMemMapDataset(archive))
+
+
+def replace_by_like(archive: Path) -> None:
+    """Put other values of the same sizes there."""
+    other = shutil.copytree(archive, archive.with_name("other"))
+    values = np.fromfile(other / "data.npy", "float32")
+    (values + 1).astype("float32").tofile(other / "data.npy")
+    shutil.rmtree(archive)
+    other.rename(archive)
+
+
+@pytest.mark.parametrize(("replace", "found"), [(replace_by_more, "n_rows"), (replace_by_like, "other files")])
+def test_a_pickle_is_of_one_state_of_the_archive(archive: Path, replace: Callable[[Path], None], found: str) -> None:
+    """A worker that would read other rows than its parent is an error that names the archive."""
+    content = pickle.dumps(SingleCellMemMapDataset(archive))
+    replace(archive)
+
+    with pytest.raises(ArchiveError, match=f"{archive} was changed or replaced after the dataset was pickled.*{found}"):
+        pickle.loads(content)
+
+
+def test_a_pickle_opens_a_copy_on_another_file_system(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inodes and times differ there, rows and dtypes do not."""
+    content = pickle.dumps(SingleCellMemMapDataset(archive))
+    shutil.copytree(archive, archive.with_name("copy"))
+    shutil.rmtree(archive)
+    archive.with_name("copy").rename(archive)
+    device = raw._device
+    monkeypatch.setattr(raw, "stamp", lambda path, stamp=raw.stamp: tuple(file and (-1, *file[1:]) for file in stamp(path)))
+
+    found = pickle.loads(content)
+
+    assert device(raw.identity(found.archive)) == -1
+    assert rows_of(found) == ROWS
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy])

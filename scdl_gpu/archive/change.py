@@ -74,6 +74,13 @@ def open_staged(directory: Path, dtypes: dict[str, str]) -> RawArchive:
     )
 
 
+def flush(archive: RawArchive) -> None:
+    """Give what was written through the maps to the files."""
+    for array in (archive.data, archive.indptr, archive.indices):
+        if array.flags.writeable and array.size:
+            array.flush()
+
+
 def describe(path: Path, archive: RawArchive, *, canonical: bool) -> None:
     """Write the features and the header of the archive at `path` anew, from `archive`; its arrays stay."""
     with Staging.change(path, replaced=DESCRIPTION) as staging:

@@ -134,6 +134,30 @@ def _file_stamp(file: Path, *, timed: bool) -> tuple[int, ...] | None:
     return (status.st_dev, status.st_ino, status.st_mtime_ns) if timed else (status.st_dev, status.st_ino)
 
 
+def identity(archive: RawArchive) -> dict[str, Any]:
+    """Return what tells `archive` from another that is at its path later; small, and good for a pickle."""
+    return {"n_rows": archive.n_rows, "nnz": archive.nnz, "dtypes": dict(archive.dtypes), "stamp": archive.stamp}
+
+
+def check_identity(archive: RawArchive, expected: dict[str, Any]) -> None:
+    """Raise ArchiveError unless `archive` is what `identity` told; stamps count on the file system they were taken on only."""
+    found = identity(archive)
+    if _device(found) != _device(expected):
+        found, expected = {**found, "stamp": ()}, {**expected, "stamp": ()}
+    for name, value in expected.items():
+        if found[name] != value:
+            what = "other files" if name == "stamp" else f"{name} {found[name]!r}, expected {value!r}"
+            raise ArchiveError(
+                f"{archive.path} was changed or replaced after the dataset was pickled (it has {what}): the two would read "
+                f"different rows; open it again, and pickle that"
+            )
+
+
+def _device(told: dict[str, Any]) -> int | None:
+    """Return the file system of the values; it has another number on another machine."""
+    return told["stamp"][0][0] if told["stamp"] and told["stamp"][0] else None
+
+
 def _open(path: Path, *, writable: bool, data_dtype: str | None) -> RawArchive:
     opened = stamp(path)
     metadata = _read_metadata(path)

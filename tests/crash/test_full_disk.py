@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -116,6 +117,17 @@ def test_conversion_is_undone_when_really_full(small_disk):
 
     with pytest.raises(ArchiveError, match=rf"{small_disk}/archive.* [\d,]+ bytes"):
         convert_h5ad(counts, small_disk / "archive", data_dtype="float32")
+
+    assert list(small_disk.iterdir()) == []
+
+
+def test_constructor_converts_nothing_that_does_not_fit(small_disk, tmp_path):
+    """The dataset's own conversion, too, is refused before anything is written, naming needed and free bytes."""
+    counts = sp.random_array((10_000, 100), density=0.9, rng=0, format="csr", dtype="float32")
+    anndata.AnnData(sp.csr_matrix(counts)).write_h5ad(tmp_path / "large.h5ad")
+
+    with pytest.raises(ArchiveError, match=rf"{small_disk}/archive: needs [\d,]+ bytes, .* has [\d,]+ free"):
+        SingleCellMemMapDataset(small_disk / "archive", h5ad_path=tmp_path / "large.h5ad", use_X_not_raw=True)
 
     assert list(small_disk.iterdir()) == []
 
