@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from scdl_gpu.archive.constants import FileNames
-from scdl_gpu.archive.dtypes import array_dtypes
+from scdl_gpu.archive.dtypes import array_dtypes, is_vouched
 from scdl_gpu.archive.features import ObservedFeatureIndex, RowFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.graphs import Graph, open_neighbors, open_obsm, open_obsp
 from scdl_gpu.archive.header import SCDLHeader
@@ -65,7 +65,7 @@ def open_raw(path: Path, *, writable: bool = False, data_dtype: str | None = Non
     """Open the raw archive at `path`, of any generation.
 
     data_dtype: dtype of data.npy where no header tells it, or where its size or its values show that the header
-    is wrong (an archive that bionemo-scdl cast after reopening it, see `dtypes`); elsewhere the header decides.
+    may be wrong (an archive that bionemo-scdl cast after reopening it, see `dtypes`); elsewhere the header decides.
     Raises MissingFileError where a file is not there, ArchiveError where one is damaged. Nothing is written.
     An archive that is exchanged while it is being opened is opened anew.
     """
@@ -165,13 +165,14 @@ def _open(path: Path, *, writable: bool, data_dtype: str | None) -> RawArchive:
     var, var_directory = _load_features(path, VariableFeatureIndex, (FileNames.VAR_FEATURES.value, FileNames.FEATURES.value))
     obs, _ = _load_features(path, ObservedFeatureIndex, (FileNames.OBS_FEATURES.value,))
     sizes = {name: size_bytes(path, name) for name in ARRAY_FILES}
-    dtypes = array_dtypes(path, header, sizes, n_rows=_known_rows(var, header, metadata), data_dtype=data_dtype)
+    vouched, known_rows = is_vouched(path, header, metadata), _known_rows(var, header, metadata)
+    dtypes = array_dtypes(path, header, sizes, n_rows=known_rows, data_dtype=data_dtype, vouched=vouched)
     data, indptr, indices = (map_array(path, name, dtypes[name], writable=writable) for name in ARRAY_FILES)
     _check_lengths(path, header, indptr, indices, data, filled=var.number_of_rows() > 0)
     for name, index in ((var_directory or FileNames.VAR_FEATURES.value, var), (FileNames.OBS_FEATURES.value, obs)):
         _check_features(path, header, name, index, int(indptr.size) - 1)
     n_rows, nnz = int(indptr.size) - 1, int(data.size)
-    marked = metadata.get("canonical") is True and metadata.get("num_rows") == n_rows and metadata.get("nnz") == nnz
+    unchanged = metadata.get("num_rows") == n_rows and metadata.get("nnz") == nnz and (vouched or nnz == 0)
     return RawArchive(
         path=path,
         header=header,
@@ -186,7 +187,7 @@ def _open(path: Path, *, writable: bool, data_dtype: str | None) -> RawArchive:
         obsm=open_obsm(path, metadata, n_rows),
         obsp=open_obsp(path, metadata, n_rows),
         generation=_generation(path, header, var_directory),
-        canonical=marked,
+        canonical=unchanged and metadata.get("canonical") is True,
         stamp=opened,
     )
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from scdl_gpu.archive.constants import ArrayDType, Backend, FileNames
+from scdl_gpu.archive.dtypes import value_record
 from scdl_gpu.archive.features import ObservedFeatureIndex, RowFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.header import ArrayInfo, FeatureIndexInfo, SCDLHeader
 from scdl_gpu.archive.version import CurrentSCDLVersion
@@ -139,7 +140,8 @@ def finish(
     new = SCDLHeader(version, Backend.MEMMAP_V0, arrays, indices, trailing=trailing)
     new.save(str(directory / FileNames.HEADER.value))
     named = {kind.value: index.named_blocks() for kind, index in ((FileNames.VAR_FEATURES, var), (FileNames.OBS_FEATURES, obs))}
-    own = {"num_rows": rows, "nnz": nnz, "canonical": canonical, "names": named}
+    values = value_record(directory, np.dtype(dtypes[FileNames.DATA.value]).name, nnz)
+    own = {"num_rows": rows, "nnz": nnz, "canonical": canonical, **values, "names": named}
     metadata = own | (extra or {}) | own
     (directory / FileNames.METADATA.value).write_text(json.dumps(metadata))
     (directory / FileNames.VERSION.value).write_text(json.dumps(__version__))

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse
+import xxhash
 
 from scdl_gpu.archive.raw import RawArchive
 
@@ -97,6 +98,11 @@ def build_archive(path: Path, generation: str, *, data_dtype: str = "float32", r
     return path
 
 
+def value_record(path: Path, dtype: str) -> dict[str, str]:
+    """Return what metadata.json records of a small data.npy."""
+    return {"data_dtype": dtype, "data_head": xxhash.xxh3_64_hexdigest((path / "data.npy").read_bytes())}
+
+
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., Path]:
     """Give `build(generation, name="archive", ...)`: arguments as `build_archive` above."""
@@ -126,7 +132,8 @@ def csr_archive(
     lengths = (len(data), len(indptr), len(indices))
     arrays = [(name, n, CODES[dtype]) for name, n, dtype in zip(("DATA", "ROWPTR", "COLPTR"), lengths, dtypes, strict=True)]
     (path / "header.sch").write_bytes(header_bytes(arrays, []))
-    (path / "metadata.json").write_text(json.dumps({"num_rows": n_rows, "nnz": len(data), **(metadata or {})}))
+    record = {"num_rows": n_rows, "nnz": len(data)} | (value_record(path, dtypes[0]) if metadata else {})
+    (path / "metadata.json").write_text(json.dumps(record | dict(metadata or {})))
     (path / "version.json").write_text('"0.1.3"')
     genes = [f"g{i}" for i in range(n_vars)] if genes is None else genes
     write_features(path / "var_features", [{"gene": genes}], [n_rows], labels=[path.name], kind="json")

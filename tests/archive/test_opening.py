@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 
 from scdl_gpu.archive import raw
 from scdl_gpu.archive.raw import RawArchive, open_raw
@@ -178,18 +179,21 @@ def test_an_exchange_during_opening_is_noticed(build: Build, monkeypatch: pytest
 
 def test_only_a_mark_that_fits_says_canonical(build: Build) -> None:
     """The mark counts for the rows and values that it was made for."""
-    path = build()
+    path = build(data_dtype="float32")
+    values = {"data_dtype": "float32", "data_head": xxhash.xxh3_64_hexdigest(np.arange(1, 10, dtype="float32").tobytes())}
     marks = [
         {"num_rows": 6, "nnz": 9, "canonical": True},
         {"num_rows": 5, "nnz": 9, "canonical": True},
         {"num_rows": 6, "nnz": 8, "canonical": True},
         {"num_rows": 6, "nnz": 9, "canonical": "true"},
         {"num_rows": 6, "canonical": True},
+        {"num_rows": 6, "nnz": 9, "canonical": True, "data_head": "0123456789abcdef"},
+        {"num_rows": 6, "nnz": 9, "canonical": True, "data_dtype": "uint32"},
     ]
 
     found = []
     for mark in marks:
-        (path / "metadata.json").write_text(json.dumps(mark))
+        (path / "metadata.json").write_text(json.dumps(values | mark))
         found.append(open_raw(path).canonical)
 
-    assert found == [True, False, False, False, False]
+    assert found == [True, False, False, False, False, False, False]

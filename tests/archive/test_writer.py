@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -185,12 +186,13 @@ def test_metadata_counts_for_itself(arrays: Path) -> None:
     """Further entries are kept, but never say how many rows or names there are."""
     var, obs = indices()
 
-    extra = {"num_rows": 99, "nnz": 99, "canonical": True, "names": {"obs_features": [7]}, "x": "raw"}
+    extra = {"num_rows": 99, "nnz": 99, "canonical": True, "names": {"obs_features": [7]}, "data_head": "9", "x": "raw"}
     finish(arrays, dtypes=DTYPES, var=var, obs=obs, canonical=False, extra=extra)
 
     names: dict[str, list[int]] = {"var_features": [], "obs_features": []}
     found = json.loads((arrays / "metadata.json").read_text())
-    assert found == {"num_rows": 2, "nnz": 3, "canonical": False, "names": names, "x": "raw"}
+    values = {"data_dtype": "float16", "data_head": xxhash.xxh3_64_hexdigest(np.array([1, 2, 3], np.float16).tobytes())}
+    assert found == {"num_rows": 2, "nnz": 3, "canonical": False, "names": names, "x": "raw", **values}
     assert open_raw(arrays).n_rows == 2
 
 

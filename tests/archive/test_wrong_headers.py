@@ -1,11 +1,16 @@
 """Archives whose header is wrong, as bionemo-scdl leaves them: right rows, or an error that asks for the dtype."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse
 
+from scdl_gpu import SingleCellMemMapDataset, convert_h5ad
 from scdl_gpu.archive.raw import RawArchive, open_raw
 from scdl_gpu.errors import ArchiveError
 
@@ -33,7 +38,7 @@ def test_values_that_were_cast_to_another_width_ask_for_the_dtype(build: Build, 
     """Widths tell that the header is wrong, not which dtype is right; given it, the rows are right."""
     path = build(data_dtype=actual, recorded=recorded)
 
-    with pytest.raises(ArchiveError, match=r"data_dtype= the dtype it was cast to|no multiple of|the header promises 9 values"):
+    with pytest.raises(ArchiveError, match=r"data_dtype= .*the dtype it was cast to|no multiple of|the header promises 9 values"):
         open_raw(path)
     archive = open_raw(path, data_dtype=actual)
 
@@ -96,4 +101,116 @@ def test_an_interrupted_widening_names_the_original(build: Build) -> None:
     (path / "row_ptr.npy").write_bytes(b"")
 
     with pytest.raises(ArchiveError, match=r"row_ptr\.npy: .*row_ptr\.npy\.tmp beside it is its original"):
+        open_raw(path)
+
+
+def ours(path: Path, value: float, dtype: str) -> Path:
+    """Convert 30 x 3 values that are all the same."""
+    convert_h5ad(scipy.sparse.csr_matrix(np.full((30, 3), value)), path, data_dtype=dtype)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "stored"),
+    [
+        (2.0**-15, "auto", "float16"),
+        (2.0**-14 * 3 / 4, "float16", "float16"),
+        (1e-40, "float32", "float32"),
+        (15360, "auto", "uint16"),
+        (0x3F800000, "auto", "uint32"),
+    ],
+)
+def test_what_we_wrote_is_never_suspected(tmp_path: Path, value: float, dtype: str, stored: str) -> None:
+    """Values that look like another dtype open, for the reader and after a copy, if this package wrote them."""
+    matrix = scipy.sparse.csr_matrix(np.full((30, 3), value, np.float32 if value == 1e-40 else np.float64))
+    convert_h5ad(matrix, tmp_path / "archive", data_dtype=dtype)
+    shutil.copytree(tmp_path / "archive", tmp_path / "copy")
+
+    archive = open_raw(tmp_path / "archive")
+
+    assert archive.dtypes["data.npy"] == stored
+    assert archive.data.astype(np.float64).tolist() == matrix.data.astype(np.float64).tolist()
+    assert archive.canonical
+    assert open_raw(tmp_path / "copy").canonical
+
+
+def test_the_header_of_what_we_wrote_decides(tmp_path: Path) -> None:
+    """Another data_dtype= is for a conversion, not for an archive whose own record agrees with its values."""
+    path = ours(tmp_path / "archive", 2.0**-15, "float16")
+
+    assert open_raw(path, data_dtype="uint16").dtypes["data.npy"] == "float16"
+    assert open_raw(path, data_dtype="float64").dtypes["data.npy"] == "float16"
+
+
+def test_a_cast_of_equal_width_by_another_program_is_noticed(tmp_path: Path) -> None:
+    """bionemo-scdl casts a reopened archive under our header; it is asked for, served, and by save() recorded."""
+    path = ours(tmp_path / "archive", 3, "float32")
+    np.fromfile(path / "data.npy", "float32").astype("uint32").tofile(path / "data.npy")
+
+    with pytest.raises(ArchiveError, match=r"recorded as float32.*look like uint32"):
+        open_raw(path)
+    dataset = SingleCellMemMapDataset(path, data_dtype="uint32")
+    dataset.save()
+
+    assert SingleCellMemMapDataset(path).data.tolist() == [3] * 90
+
+
+def test_a_cast_that_the_values_do_not_show_follows_data_dtype(tmp_path: Path) -> None:
+    """Integers of 64 bits may be anything; data_dtype= is followed, and both dtypes are named."""
+    path = ours(tmp_path / "archive", 3, "float64")
+    np.full(90, 2**63, "uint64").tofile(path / "data.npy")
+
+    with pytest.warns(UserWarning, match=r"data\.npy.*header says float64.*data_dtype='uint64'"):
+        archive = open_raw(path, data_dtype="uint64")
+
+    assert archive.data.tolist() == [2**63] * 90
+    assert not archive.canonical
+
+
+def test_a_followed_data_dtype_is_recorded_by_save(tmp_path: Path) -> None:
+    """The archive opens without data_dtype= afterwards, with the same values."""
+    path = ours(tmp_path / "archive", 3, "float64")
+    np.full(90, 2**63, "uint64").tofile(path / "data.npy")
+    with pytest.warns(UserWarning, match="header says float64"):
+        dataset = SingleCellMemMapDataset(path, data_dtype="uint64")
+
+    dataset.save()
+
+    assert open_raw(path).data.tolist() == [2**63] * 90
+
+
+def test_the_canonical_mark_goes_with_the_values_that_it_was_set_for(tmp_path: Path) -> None:
+    """Values that another program rewrote in place, zeros among them, are not canonical by our record."""
+    path = ours(tmp_path / "archive", 0.5, "float32")
+    np.array([0, 1] * 45, "float32").tofile(path / "data.npy")
+
+    archive = open_raw(path)
+
+    assert not archive.canonical
+
+
+def test_values_appended_by_another_program_leave_the_record_good(tmp_path: Path) -> None:
+    """What was there before is compared, no more: appended rows do not make our values suspect."""
+    path = ours(tmp_path / "archive", 2.0**-15, "float16")
+    with (path / "data.npy").open("ab") as data, (path / "col_ptr.npy").open("ab") as columns:
+        data.write(np.full(3, 2.0**-15, "float16").tobytes())
+        columns.write(bytes([0, 1, 2]))
+    pointers = np.fromfile(path / "row_ptr.npy", "uint8")
+    pointers[-1] += 3
+    pointers.tofile(path / "row_ptr.npy")
+
+    archive = open_raw(path)
+
+    assert archive.data.tolist() == [2.0**-15] * 93
+    assert not archive.canonical
+
+
+@pytest.mark.parametrize("record", [{"data_head": 1}, {"data_head": None}, {"data_dtype": []}, {"nnz": -1}, {"nnz": True}, {"nnz": "9"}])
+def test_a_strange_record_vouches_for_nothing(tmp_path: Path, record: dict[str, Any]) -> None:
+    """Any JSON in the place of our record is no record."""
+    path = ours(tmp_path / "archive", 2.0**-15, "float16")
+    metadata = json.loads((path / "metadata.json").read_text())
+    (path / "metadata.json").write_text(json.dumps(metadata | record))
+
+    with pytest.raises(ArchiveError, match="look like uint16"):
         open_raw(path)
