@@ -192,7 +192,7 @@ def _added(data: Array, starts: NDArray[np.int64]) -> Array:
     wide = data.astype(np.uint64 if data.dtype.kind == "u" else np.int64)
     low = np.add.reduceat((wide & 0xFFFFFFFF).astype(np.int64), starts)
     high = np.add.reduceat((wide >> 32).astype(np.int64), starts) + (low >> 32)
-    sums = ((high << 32) | (low & 0xFFFFFFFF)).astype(wide.dtype)
+    sums: Array = ((high << 32) | (low & 0xFFFFFFFF)).astype(wide.dtype)
     limits, wrapped = np.iinfo(data.dtype), (sums >> 32).astype(np.int64) != high
     unfit = np.flatnonzero(wrapped | (sums < limits.min) | (sums > limits.max))
     if unfit.size:
