@@ -139,7 +139,8 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.h5ad"):
         convert_h5ad(tmp_path / "none.h5ad", tmp_path / "a")
 
-    assert_refused(tmp_path, tmp_path, "holds no *.h5ad file")
+    (tmp_path / "empty").mkdir()
+    assert_refused(tmp_path / "empty", tmp_path, "holds no *.h5ad file")
 
 
 def test_an_archive_that_is_there(tmp_path: Path) -> None:
