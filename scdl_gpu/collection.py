@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scdl_gpu.archive import change
-from scdl_gpu.archive.commit import make_directory, rewrite, space_errors, sync
+from scdl_gpu.archive.commit import make_directory, rewrite, space_errors, sync, tidy
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.features import VariableFeatureIndex
 from scdl_gpu.convert.workers import Processes
@@ -77,6 +77,7 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         Archives that another process has written down meanwhile keep their order, and come first.
         """
         metadata, version = self._path / FileNames.METADATA.value, self._path / FileNames.VERSION.value
+        tidy(self._path)
         if self._written() != self._merged():
             rewrite(metadata, lambda: json.dumps({"archives": self._merged()}))
         if not version.exists():

@@ -219,11 +219,7 @@ def check_space(path: Path, needed_bytes: int) -> None:
         raise ArchiveError(f"{path}: needs {needed_bytes:,} bytes, the file system has {free:,} free; make room, or write elsewhere")
 
 
-def _anything() -> None:
-    """Accept whatever is there."""
-
-
-def remove(path: Path, *, check: Callable[[], None] = _anything) -> None:
+def remove(path: Path, *, check: Callable[[], None] | None = None) -> None:
     """Remove the directory at `path`: hidden first, so that nobody opens a part of it; a writer there removes what a crash leaves.
 
     check: called when no other writer can change the directory any more; what it raises keeps the directory.
@@ -232,12 +228,28 @@ def remove(path: Path, *, check: Callable[[], None] = _anything) -> None:
     path = Path(os.path.realpath(path))
     lock = _lock(path)
     try:
-        check()
+        if check is not None:
+            check()
         path.rename(_hidden(path))
         sync(path.parent)
         _remove_stale(path)
     finally:
         _unlock(path, lock)
+
+
+def tidy(directory: Path) -> None:
+    """Remove the stagings and locks that killed writers left in `directory`; those of writers at work stay."""
+    for file in directory.glob(".*.lock"):
+        path = directory / file.name[1 : -len(".lock")]
+        with contextlib.suppress(ArchiveError, OSError):
+            if path.name and file.is_file() and file.stat().st_size == 0:
+                lock = _lock(path)
+                try:
+                    _remove_stale(path)
+                    for new in _stale(path, directories=False):
+                        new.unlink()
+                finally:
+                    _unlock(path, lock)
 
 
 def rewrite(file: Path, change: Callable[[], str | None]) -> None:

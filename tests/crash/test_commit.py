@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from scdl_gpu.archive import commit
-from scdl_gpu.archive.commit import Staging, remove, rewrite
+from scdl_gpu.archive.commit import Staging, remove, rewrite, tidy
 from scdl_gpu.errors import ArchiveError
 
 OPERATIONS = ["staging create", "staging create below new parents", "staging change", "staging change odd name"]
@@ -177,3 +177,14 @@ def test_a_small_file_is_not_waited_for_without_end(tmp_path, monkeypatch):
 
     with Staging.create(tmp_path / "file"), pytest.raises(ArchiveError, match="another writer is at work"):
         rewrite(tmp_path / "file", str)
+
+
+def test_tidying_takes_the_leftovers_and_leaves_writers_at_work(tmp_path):
+    """Locks that nobody holds go with their stagings; files that are no locks of ours stay."""
+    (tmp_path / ".dead.lock").touch()
+    (tmp_path / ".dead.staging-deaddead").mkdir()
+    (tmp_path / ".other.lock").write_text("pid 5")
+    with Staging.create(tmp_path / "busy") as staging:
+        tidy(tmp_path)
+
+        assert {path.name for path in tmp_path.iterdir()} == {".busy.lock", staging.directory.name, ".other.lock"}
