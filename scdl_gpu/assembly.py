@@ -97,6 +97,7 @@ class Assembler(Protocol):
     """Makes batches of the rows of `shards`. threads: how many may prepare at once."""
 
     is_cuda: bool
+    torch_device: torch.device
 
     @property
     def threads(self) -> int:
@@ -119,6 +120,7 @@ class CpuAssembler:
     """Makes batches by kernels/cpu.py, from the page cache; one thread a batch."""
 
     is_cuda = False
+    torch_device = torch.device("cpu")
 
     def __init__(self, shards: Shards, output: Output, *, batch_size: int, where: str = "", ring: Ring | None = None) -> None:
         self._shards, self._output = shards, output

@@ -119,6 +119,7 @@ class CudaAssembler:
         if placed.table is None:
             raise ValueError(f"rows placed on the {placed.kind} are not read by kernels")
         self._shards, self._output, self._device, self._placed = shards, output, device, placed
+        self.torch_device = device.torch_device
         self._kind = kind_of(str(output.dtype).removeprefix("torch."))
         self._index = index_dtype(batch_size, shards.n_vars, 0)
         self._sorts = placed.kind == "pinned"
@@ -272,6 +273,7 @@ class HostAssembler:
         self._courier = Courier(device)
         self._cpu = CpuAssembler(shards, output, batch_size=batch_size, ring=self._courier.ring)
         self._device, self._placed = device, placed
+        self.torch_device = device.torch_device
 
     @property
     def threads(self) -> int:

@@ -111,6 +111,16 @@ class GPUBatchLoader(IterableDataset[Batch]):
             weakref.finalize(self, _close_here, self._assembler, os.getpid())
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows of the dataset, and columns of a batch."""
+        return self._shards.n_rows, self._output.width
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches lie."""
+        return self._assembler.torch_device
+
+    @property
     def categories(self) -> dict[str, NDArray[Any]]:
         """What the codes of each coded obs column stand for: `categories[name][code]`."""
         return self._obs.categories

@@ -546,6 +546,8 @@ def test_the_repr_says_what_goes_where(archive: Path) -> None:
     loader = GPUBatchLoader(archive, 10, device="cpu", output="dense", var=["g1"], normalize_total=1e4, log1p=True)
     sampled = GPUBatchLoader([archive] * 2, batch_sampler=[[1]], device="auto")
 
+    assert (loader.shape, sampled.shape) == ((103, 1), (206, 40))
+    assert loader.device == torch.device("cpu")
     assert repr(loader).startswith(
         "GPUBatchLoader(103 rows x 40 genes, 1,128 nonzeros in 1 archive; batches of 10 as dense float32 of 1 genes, normalised to 10000, "
         f"log1p; on the cpu, {torch.get_num_threads()} threads, placement host: 5,760 bytes in the page cache; 5.6 KiB of rows fit"

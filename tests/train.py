@@ -16,15 +16,15 @@ import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from scdl_gpu import GPUBatchLoader, SingleCellMemMapDataset
+from scdl_gpu import GPUBatchLoader
 
 EPOCHS = 3
 
 
-def train(loader: GPUBatchLoader, n_vars: int, label: str, *, checkpoint: Path, stop: int | None) -> list[dict[str, Any]]:
+def train(loader: GPUBatchLoader, label: str, *, checkpoint: Path, stop: int | None) -> list[dict[str, Any]]:
     """Train from the checkpoint, if there is one, to the end, or for `stop` steps; returns epoch, rows and loss of each step."""
     torch.manual_seed(1)
-    model = DistributedDataParallel(torch.nn.Linear(n_vars, len(loader.categories[label])))
+    model = DistributedDataParallel(torch.nn.Linear(loader.shape[1], len(loader.categories[label])))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     if checkpoint.exists():
         saved = torch.load(checkpoint)
@@ -56,11 +56,10 @@ def main(archive: str, label: str, folder: Path, stop: int) -> None:
     runs = {"resumed": (folder / f"{rank}.pt", None)}
     if stop:
         runs = {"whole": (folder / "none", None), "stopped": (folder / f"{rank}.pt", stop)}
-    cells = SingleCellMemMapDataset(archive)
     for name, (checkpoint, steps) in runs.items():
         seed = 0 if name == "resumed" else 5  # the state brings its own
-        with GPUBatchLoader(cells, 16, device="cpu", output="dense", normalize_total=1e4, log1p=True, obs=[label], seed=seed) as loader:
-            log = train(loader, cells.number_of_variables()[0], label, checkpoint=checkpoint, stop=steps)
+        with GPUBatchLoader(archive, 16, device="cpu", output="dense", normalize_total=1e4, log1p=True, obs=[label], seed=seed) as loader:
+            log = train(loader, label, checkpoint=checkpoint, stop=steps)
         (folder / f"{name}-{rank}.json").write_text(json.dumps(log))
     dist.destroy_process_group()
 

@@ -91,7 +91,7 @@ def test_python_blocks_run(root: Path, real_files: list[Path], make_h5ad: Callab
             (tmp_path / path.name).symlink_to(path)
     for name in set(re.findall(r"[\w-]+\.h5ad", text)):
         if not (tmp_path / name).exists():
-            add_obs(make_h5ad(name, 300, 200), set(re.findall(r'obs_column\("(\w+)"\)', text)))
+            add_obs(make_h5ad(name, 300, 200), set(re.findall(r'obs(?:_column\(|=\[)"(\w+)"', text)))
     script = tmp_path / "readme.py"
     script.write_text(script_of(text))
 
