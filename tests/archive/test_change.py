@@ -348,7 +348,7 @@ def test_a_copy_inside_the_archive_is_refused(path: Path, tmp_path: Path) -> Non
     before = contents(path)
 
     for output in (path / "deep" / "copy", tmp_path / "link" / "copy"):
-        with pytest.raises(ValueError, match="lies inside .*; choose a path outside"):
+        with pytest.raises(ValueError, match=r"lies inside .*; choose a path outside"):
             change.copy(open_raw(path), output)
 
     assert contents(path) == before
