@@ -97,6 +97,24 @@ def every_dtype(bench: Any) -> Results:
     return found
 
 
+def edges(bench: Any) -> Results:
+    """Convert numbers at the edges of every dtype: ties, subnormals (CuPy compiles with -ftz=true), infinities, what does not fit."""
+    from emulator import numbers
+
+    from scdl_gpu.kernels import shards
+
+    memory, found = CaseMemory(bench.machine), []
+    for stored in shards.STORED:
+        for made in shards.DENSE_KINDS:
+            values = numbers.edges(stored)
+            expected = numbers.model(values, made)
+            for row, is_reported in numbers.gathered(values, made, memory):
+                wrong = [(value, a, b) for value, a, b in zip(values.tolist(), row, expected, strict=True) if a != b]
+                _require(f"{stored} to {made}: {wrong[:5]}", not wrong and is_reported == (None in expected))
+        found.append({"what": f"numbers at the edges of {stored}", "checks": len(shards.DENSE_KINDS) * numbers.edges(stored).size})
+    return found
+
+
 def faults(bench: Any) -> Results:
     """Gather damaged rows: each fault is reported at its position, and columns stay inside the range."""
     from emulator import cases
@@ -135,7 +153,7 @@ def all_steps() -> Steps:
     """Give every step by name, in order; those of loader_gpu.py beside this file too, if it is there."""
     import kernels_gpu
 
-    found: Steps = {"named cases": named_cases, "every dtype": every_dtype, "faults": faults, **kernels_gpu.STEPS}
+    found: Steps = {"named cases": named_cases, "every dtype": every_dtype, "edges": edges, "faults": faults, **kernels_gpu.STEPS}
     if importlib.util.find_spec("loader_gpu"):
         found |= importlib.import_module("loader_gpu").STEPS
     return found

@@ -85,8 +85,26 @@ __device__ __forceinline__ double widened(half h) {
 // an odd last one for whatever was dropped, so that rounding the double once more gives what rounding once would.
 __device__ __forceinline__ double worth(u64 x) { return x >> 53 ? (double)((x >> 11) | ((x & 0x7ff) != 0)) * 2048.0 : (double)x; }
 __device__ __forceinline__ double worth(half x) { return widened(x); }
-__device__ __forceinline__ double worth(float x) { return x; }
+__device__ __forceinline__ double worth(float x) {
+#ifdef EMULATED
+    return x;
+#else  // CuPy compiles with -ftz=true, which would make the smallest numbers 0: these two conversions do not
+    double wide;
+    asm("cvt.f64.f32 %0, %1;" : "=d"(wide) : "f"(x));
+    return wide;
+#endif
+}
 __device__ __forceinline__ double worth(double x) { return x; }
+
+__device__ __forceinline__ float rounded(double x) {
+#ifdef EMULATED
+    return (float)x;
+#else
+    float narrow;
+    asm("cvt.rn.f32.f64 %0, %1;" : "=f"(narrow) : "d"(x));
+    return narrow;
+#endif
+}
 
 // Convert a stored number (u8 to u64, half, float, double) to the dtype of the batch; false if that does not hold it.
 template <class Out, class In> __device__ __forceinline__ bool convert(In x, Out& out) {
@@ -106,8 +124,10 @@ template <class Out, class In> __device__ __forceinline__ bool convert(In x, Out
         out.bits = narrowed<5, 10>(worth(x));
     } else if constexpr (is_same<Out, bfloat>) {
         out.bits = narrowed<8, 7>(worth(x));
+    } else if constexpr (is_same<Out, float>) {
+        out = rounded(worth(x));
     } else {
-        out = (Out)worth(x);
+        out = worth(x);
     }
     return true;
 }

@@ -40,7 +40,7 @@ __device__ __forceinline__ Row row_of(const Shard* shards, const i32* shard, con
 __device__ __forceinline__ double sum_of(const Row& row, double* sums) {
     double sum = 0;
 #pragma unroll 4
-    for (u64 k = threadIdx.x; k < row.n; k += THREADS) sum += with_number(row.kind, row.word(k), [](auto number) { return (double)worth(number); });
+    for (u64 k = threadIdx.x; k < row.n; k += THREADS) sum += with_number(row.kind, row.word(k), [&](auto number) { return worth(number); });
     for (u32 by = 16; by > 0; by >>= 1) sum += __shfl_xor_sync(ALL_LANES, sum, by);
     if ((threadIdx.x & 31) == 0) sums[threadIdx.x >> 5] = sum;
     __syncthreads();

@@ -60,7 +60,7 @@ def test_everything_is_rehearsed(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     found = statuses(record)
     assert {name: status for name, status in found.items() if status != "done"} == {"gpu tests": "not available"}
-    assert {"named cases", "every dtype", "faults", "limits", "csr", "dense", "pinned", "rivals", *SANITIZERS} <= set(found)
+    assert {"named cases", "every dtype", "edges", "faults", "limits", "csr", "dense", "pinned", "rivals", *SANITIZERS} <= set(found)
     assert record["steps"]["compute-sanitizer memcheck"]["summary"] == "========= ERROR SUMMARY: 0 errors"
     assert record["machine"]["gpu"] == "none: rehearsed on the emulator"
     for step in ("csr", "csr variants", "dense", "pinned", "pinned dense"):

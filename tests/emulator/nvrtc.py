@@ -20,11 +20,16 @@ def library() -> ctypes.CDLL | None:
     name = found[-1] if found else ctypes.util.find_library("nvrtc")
     if name is None:
         return None
+    for builtins in Path(name).parent.glob("libnvrtc-builtins.so.*"):  # some releases do not find them by themselves
+        ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
     return ctypes.CDLL(name)
 
 
-def compile_log(text: str, options: list[str]) -> str:
-    """Compile a source to machine code; returns what the compiler says. Raises RuntimeError with that where it fails."""
+def compiled(text: str, options: list[str]) -> tuple[str, str]:
+    """Compile a source; returns what the compiler says, and the PTX where options name a virtual architecture.
+
+    Raises RuntimeError with the compiler's words where it fails.
+    """
     nvrtc, program = library(), ctypes.c_void_p()
     flags = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     _check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernels.cu", 0, None, None), "")
@@ -34,7 +39,10 @@ def compile_log(text: str, options: list[str]) -> str:
         log = ctypes.create_string_buffer(size.value)
         nvrtc.nvrtcGetProgramLog(program, log)
         _check(status, log.value.decode())
-        return log.value.decode()
+        nvrtc.nvrtcGetPTXSize(program, ctypes.byref(size))
+        ptx = ctypes.create_string_buffer(size.value)
+        nvrtc.nvrtcGetPTX(program, ptx)
+        return log.value.decode(), ptx.value.decode()
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 

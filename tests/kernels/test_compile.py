@@ -16,7 +16,12 @@ from emulator import nvrtc
 from scdl_gpu.kernels import gpu, source
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
+CUPY_OPTIONS = (*gpu.OPTIONS, "-ftz=true")
+NVRTC_OPTIONS = (*CUPY_OPTIONS, "--device-as-default-execution-space")
+"""What CuPy adds to our options; NVRTC before 13.1 takes no lambda without the second."""
 MOST_REGISTERS = 64
+FLUSHED = re.compile(r"^\s*((?:cvt|add|sub|mul|fma|div)\S*\.ftz\S*)", re.MULTILINE)
+"""Arithmetic of float32 that takes the smallest numbers for 0."""
 KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
     r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers",
@@ -30,11 +35,24 @@ def compilers() -> list[str]:
 
 
 def compile_log(compiler: str, stem: str, architecture: str, folder: Path) -> str:
-    """Compile one source with the options that CuPy is given; returns the report of ptxas."""
+    """Compile one source for a GPU with the options that CuPy uses; returns the report of ptxas."""
     if compiler == "nvrtc":
-        return nvrtc.compile_log(source.text(stem), [*gpu.OPTIONS, f"--gpu-architecture={architecture}", "--ptxas-options=-v"])
-    command = ["nvcc", *gpu.OPTIONS, f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "-o", str(folder / "kernels.cubin")]
-    run = subprocess.run([*command, str(source.FOLDER / f"{stem}.cu")], capture_output=True, text=True, check=False)
+        return nvrtc.compiled(source.text(stem), [*NVRTC_OPTIONS, f"--gpu-architecture={architecture}", "--ptxas-options=-v"])[0]
+    return nvcc(stem, ["-cubin", f"-arch={architecture}", "-Xptxas", "-v"], folder / "kernels.cubin")
+
+
+def ptx(compiler: str, stem: str, folder: Path) -> str:
+    """Compile one source to PTX."""
+    if compiler == "nvrtc":
+        return nvrtc.compiled(source.text(stem), [*NVRTC_OPTIONS, "--gpu-architecture=compute_90"])[1]
+    nvcc(stem, ["-ptx", "-arch=compute_90"], folder / "kernels.ptx")
+    return (folder / "kernels.ptx").read_text()
+
+
+def nvcc(stem: str, options: list[str], target: Path) -> str:
+    """Run nvcc; returns what it says, or raises RuntimeError with that."""
+    command = ["nvcc", *CUPY_OPTIONS, *options, "-o", str(target), str(source.FOLDER / f"{stem}.cu")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         raise RuntimeError(run.stderr)
     return run.stderr
@@ -60,6 +78,19 @@ def test_kernels_compile_without_spills(stem: str, architecture: str, tmp_path: 
     assert len(kernels) >= len(exported) > 0
     assert {name: use for name, use in kernels.items() if use["stack"] or use["stores"] or use["loads"]} == {}
     assert max(use["registers"] for use in kernels.values()) <= MOST_REGISTERS
+
+
+@pytest.mark.parametrize("stem", source.stems())
+def test_small_numbers_survive(stem: str, tmp_path: Path) -> None:
+    """CuPy compiles with -ftz=true; no conversion of a value is done by an instruction that flushes subnormals."""
+    if not compilers():
+        pytest.skip("no CUDA compiler: neither nvcc in PATH nor NVRTC (pip install nvidia-cuda-nvrtc)")
+
+    text = ptx(compilers()[0], stem, tmp_path)
+
+    assert ".visible .entry" in text
+    assert FLUSHED.findall(text) == []
+    assert FLUSHED.findall("\tcvt.ftz.f64.f32 \t%fd208, %f32;") == ["cvt.ftz.f64.f32"]
 
 
 def test_a_spill_is_seen() -> None:
