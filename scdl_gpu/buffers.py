@@ -2,7 +2,7 @@
 
 Knows sizes, references and events, not rows. Fresh pages of a large output cost as much as filling them
 (benchmarks/LOG.md, 2026-11-23), so a buffer is used again as soon as nothing refers to what was made in it; the price is
-that as many buffers stay as were ever in use at once, up to KEPT of them free.
+memory that stays: what was ever in use at once, up to a limit.
 """
 
 import sys
@@ -20,21 +20,15 @@ from scdl_gpu.device import Device, Event
 Bytes = NDArray[np.uint8]
 
 KEPT = 64
-"""Buffers that may lie idle in a ring."""
-SLACK = 4
-"""A buffer up to this many times too large is used, so that row pointers do not take the place of values."""
-SMALL_BYTES = 4096
-"""Below this, what a buffer wastes does not matter."""
+"""Buffers of one kind of size that a ring knows, and four for each thread: of more, one in use is forgotten."""
+TRIED = 16
+"""Buffers that are looked at before a new one is made; the first is the one that was given out longest ago, and mostly free."""
 PART_ALIGNMENT = 16
 """Bytes that each array of a parcel begins at a multiple of."""
 
 
 def _fresh(size_bytes: int) -> Bytes:
     return np.empty(size_bytes, np.uint8)
-
-
-def _references(buffers: list[Bytes]) -> list[int]:
-    return [sys.getrefcount(buffer) for buffer in buffers]
 
 
 class Ring:
@@ -45,35 +39,30 @@ class Ring:
 
     def __init__(self, make: Callable[[int], Bytes] = _fresh) -> None:
         self._make = make
-        self._buffers: list[Bytes] = []
+        self._kept = KEPT + 4 * torch.get_num_threads()
+        self._buffers: dict[int, deque[Bytes]] = {}  # by the bits of their size, so that row pointers do not take the place of values
         self._lock = threading.Lock()
-        self._references_of_free = _references([_fresh(1)])[0]  # differs between releases of Python
+        buffer = _fresh(1)
+        self._references_of_free = sys.getrefcount(buffer)  # differs between releases of Python
 
     def empty(self, n: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return (n,) uninitialised values in a buffer that is free, or in a new one, a quarter larger than asked for."""
         size = n * dtype.itemsize
         with self._lock:
-            place = self._place(size)
-            return self._buffers[place][:size].view(dtype)
-
-    def _place(self, size: int) -> int:
-        """Find the smallest free buffer that holds `size` bytes, or make one; returns where it is among the buffers."""
-        free = [k for k, count in enumerate(_references(self._buffers)) if count == self._references_of_free]
-        if len(free) > KEPT:
-            dropped = set(free[KEPT:])
-            self._buffers = [buffer for k, buffer in enumerate(self._buffers) if k not in dropped]
-            return self._place(size)
-        alike = [k for k in free if self._buffers[k].size <= SLACK * size + SMALL_BYTES]
-        fitting = [k for k in alike if self._buffers[k].size >= size]
-        if fitting:
-            return min(fitting, key=lambda k: self._buffers[k].size)
-        made = self._make(size + size // 4)
-        if alike:  # all of them too small: the largest gives way
-            place = max(alike, key=lambda k: self._buffers[k].size)
-            self._buffers[place] = made
-            return place
-        self._buffers.append(made)
-        return len(self._buffers) - 1
+            known = self._buffers.get(size.bit_length()) or self._buffers.setdefault(size.bit_length(), deque())
+            for _ in range(min(TRIED, len(known))):
+                buffer = known.popleft()
+                is_free = sys.getrefcount(buffer) == self._references_of_free
+                if is_free and buffer.size < size:
+                    continue  # too small: let go
+                known.append(buffer)
+                if is_free:
+                    return buffer[:size].view(dtype)
+            if len(known) == self._kept:
+                known.pop()  # one that is in use, for long perhaps
+            buffer = self._make(size + size // 4)
+            known.append(buffer)
+            return buffer[:size].view(dtype)
 
 
 class Part(NamedTuple):

@@ -7,6 +7,7 @@ every resumed job computes the same. About 20 ns a row: 1,024 rows of a batch in
 
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ MASK = (1 << 64) - 1
 STATE_VERSION = 1
 
 
+@lru_cache(maxsize=16)
 def round_keys(seed: int, epoch: int) -> NDArray[np.uint32]:
     """Derive the ROUNDS keys of an epoch by splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
     state = (_mix((seed & MASK) + GOLDEN) ^ _mix((epoch & MASK) + 2 * GOLDEN)) & MASK
