@@ -106,7 +106,9 @@ def test_a_position_skips_what_was_consumed() -> None:
 
 
 @pytest.mark.parametrize(
-    "sampler", [RandomSampler(range(10)), WeightedRandomSampler([1.0] * 10, 10), Dice("torch"), Dice("numpy"), Dice("python")], ids=str
+    "sampler",
+    [RandomSampler(range(10)), WeightedRandomSampler([1.0] * 10, 10), Dice("torch"), Dice("numpy"), Dice("python")],
+    ids=["random", "weighted", "torch", "numpy", "python"],
 )
 def test_workers_draw_alike(sampler: Any) -> None:
     """With a common seed each worker draws the same rows, whatever else it draws meanwhile, whose numbers go on undisturbed."""
