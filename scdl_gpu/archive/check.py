@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl_gpu.archive.constants import FileNames
+from scdl_gpu.archive.dtypes import is_vouched
 from scdl_gpu.archive.features import VariableFeatureIndex
 from scdl_gpu.archive.graphs import NEIGHBOR_FILES, Graph, graph_directory
 from scdl_gpu.archive.raw import RawArchive, missing_names
@@ -27,6 +28,7 @@ def check_archive(archive: RawArchive, progress: Progress = lambda _: None) -> b
     progress: called with the number of elements after each piece of the CSR.
     """
     canonical = check_rows(archive, archive.var, progress)
+    _check_head(archive)
     if archive.metadata.get("canonical") is True and archive.canonical and not canonical:
         raise ArchiveError(
             f"{archive.path / FileNames.METADATA.value}: says that all rows are canonical, but some are not; "
@@ -47,6 +49,18 @@ def check_archive(archive: RawArchive, progress: Progress = lambda _: None) -> b
     for key, graph in archive.obsp.items():
         _check_graph(graph, archive.path / graph_directory(key), archive.n_rows)
     return canonical
+
+
+def _check_head(archive: RawArchive) -> None:
+    """Raise ArchiveError where the first values are not those whose hash was recorded when they were written."""
+    metadata = archive.metadata
+    is_recorded = metadata.get("data_head") and (metadata.get("num_rows"), metadata.get("nnz")) == (archive.n_rows, archive.nnz)
+    if is_recorded and not is_vouched(archive.path, archive.header, metadata):
+        raise ArchiveError(
+            f"{archive.path / FileNames.DATA.value}: the first values, or their dtype, are not those that metadata.json records: "
+            f"damaged, or changed by another program; copy the archive again, or convert the source anew; "
+            f"if the change was meant, open the archive and save() it"
+        )
 
 
 def check_rows(archive: RawArchive, var: VariableFeatureIndex, progress: Progress = lambda _: None) -> bool:

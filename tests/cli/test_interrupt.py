@@ -37,7 +37,16 @@ def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
 
     def begin(*words: object) -> "subprocess.Popen[str]":
         command = [str(Path(sys.executable).with_name(str(words[0]))), *map(str, words[1:])]
-        started.append(subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        started.append(
+            subprocess.Popen(
+                command,
+                start_new_session=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a CI in the background ignores it
+            )
+        )
         return started[-1]
 
     yield begin

@@ -58,7 +58,7 @@ def test_rows_that_are_not_canonical_are_no_fault(run: Callable, messy: Path) ->
         ("row_ptr.npy", "uint16", 20, 0, "falls from"),
         ("row_ptr.npy", "uint16", 0, 1, "begins with 1, expected 0"),
         ("col_ptr.npy", "uint8", 1, 29, "says that all rows are canonical, but some are not"),
-        ("data.npy", "uint8", 3, 0, "says that all rows are canonical, but some are not"),
+        ("data.npy", "uint8", 3, 0, "are not those that metadata.json records"),
         ("neighbor_indices.npy", "uint32", 5, 40, "row 40, expected 0..39"),
     ],
 )
