@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -203,7 +204,7 @@ def test_kvikio_reads_under_a_stub_driver(tmp_path: Path) -> None:
         pytest.skip("kvikio is not installed; `make env` does so where there are wheels of it")
     source = Path(__file__).with_name("stub_libcuda.c")
     library, data = tmp_path / "libcuda.so.1", tmp_path / "data.npy"
-    subprocess.run(["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(source)], check=True)
+    subprocess.run([shutil.which("cc") or "c++", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(source)], check=True)
     data.write_bytes(np.random.default_rng(1).bytes(5_000_001))
 
     run = subprocess.run(
@@ -216,6 +217,8 @@ def test_kvikio_reads_under_a_stub_driver(tmp_path: Path) -> None:
 
     assert run.returncode == 0, run.stderr
     version, reaches, equal, fault = run.stdout.splitlines()
+    if version.startswith("preadv: kvikio is not there"):
+        pytest.skip(f"kvikio is installed and cannot be loaded here: {version}")
     assert version.startswith("kvikio ")
     assert "compatibility mode" in version
     assert (reaches, equal) == ("True", "True")

@@ -164,7 +164,7 @@ def test_workers_after_threads(tmp_path: Path) -> None:
 
 
 def test_what_a_spawned_worker_receives_is_small(tmp_path: Path) -> None:
-    """A path and options: the pickle does not grow with the rows, and subsets carry their indices besides."""
+    """A path, options and what tells the archive: the pickle does not grow with the rows (a number may take a byte more)."""
     sizes = []
     for n_rows in (10, 20_000):
         matrix = scipy.sparse.csr_matrix(np.ones((n_rows, 50), np.float32))
@@ -173,7 +173,8 @@ def test_what_a_spawned_worker_receives_is_small(tmp_path: Path) -> None:
         dataset.obs_features().column("obs_feature_id")
         sizes.append(len(pickle.dumps(dataset)))
 
-    assert sizes[0] == sizes[1] < 1000
+    assert max(sizes) < 1000
+    assert max(sizes) - min(sizes) < 16
 
 
 class Pairs(Dataset[dict[str, Any]]):
