@@ -204,7 +204,8 @@ def test_kvikio_reads_under_a_stub_driver(tmp_path: Path) -> None:
         pytest.skip("kvikio is not installed; `make env` does so where there are wheels of it")
     source = Path(__file__).with_name("stub_libcuda.c")
     library, data = tmp_path / "libcuda.so.1", tmp_path / "data.npy"
-    subprocess.run([shutil.which("cc") or "c++", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(source)], check=True)
+    compiler = shutil.which("cc") or "c++"
+    subprocess.run([compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(source)], check=True)
     data.write_bytes(np.random.default_rng(1).bytes(5_000_001))
 
     run = subprocess.run(
