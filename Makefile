@@ -50,6 +50,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV) || { echo "no venv module: install it (Debian, Ubuntu: apt-get install python3-venv), or name another Python: make PYTHON=..."; exit 1; }
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,dask]'
+	$(BIN)/python -m pip install -q --no-deps --force-reinstall -e .  # last: bionemo-scdl has a script of the same name
 	-$(BIN)/python -m pip install -q --no-deps $(KVIKIO)
 	@touch $@
 
