@@ -1,8 +1,8 @@
 """What assembles batches: the CPU, by kernels/cpu.py on as many threads as torch uses.
 
 Knows arrays and threads, not archives or epochs. A batch is split over threads only where nothing runs
-ahead of it: in a DataLoader's worker torch uses one thread, and so does this. Below SPLIT_ELEMENTS a
-second thread costs more than it copies (about 20 us to wake it).
+ahead of it: in a DataLoader's worker torch uses one thread, and so does this. Below SPLIT_ELEMENTS
+one thread does it alone, since waking a second takes time too; that limit is an estimate, not measured.
 """
 
 import itertools

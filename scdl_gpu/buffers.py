@@ -1,7 +1,7 @@
 """Memory that batches are made in, used again and again, and the way from there to a device.
 
-Knows sizes, references and events, not rows. Fresh pages of a large output cost as much as filling them
-(benchmarks/LOG.md, 2026-11-23), so a buffer is used again as soon as nothing refers to what was made in it; the price is
+Knows sizes, references and events, not rows. Fresh pages of a large output cost about as much as filling
+them (the design's figure, not measured here), so a buffer is used again as soon as nothing refers to what was made in it; the price is
 memory that stays: what was ever in use at once, up to a limit.
 """
 

@@ -1,7 +1,7 @@
 """Rows of one opened archive: alone, in batches, with their features and neighbours.
 
-Knows one archive that does not change. Rows handed out are read-only views of the maps: a copy would cost
-half the throughput of row access, a writable view would let `values += 1` change the archive. The largest column of
+Knows one archive that does not change. Rows handed out are read-only views of the maps: nothing is
+copied, and `values += 1` cannot change the archive. The largest column of
 a row is looked up each time, 1 to 3 us that `get_row` pays: no row is served beside genes that are not its own.
 """
 

@@ -1,8 +1,8 @@
 """Arrays of a raw archive on their way to disk, and the files that make a directory of them an archive.
 
 Knows a staging directory, not sources or rows; durability and the final rename are `commit`'s. Bytes are
-handed to the disk while later ones are still being made: without that, the flush at the end costs as much
-as the whole conversion (benchmarks/LOG.md, 2026-11-23).
+handed to the disk while later ones are still being made, so that the flush at the end has less left to wait
+for; how much that saves was not measured.
 """
 
 import ctypes
