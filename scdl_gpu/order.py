@@ -2,7 +2,8 @@
 
 Knows numbers of rows, ranks and steps, not data. The shuffled order is a keyed permutation (a Feistel network with
 cycle walking; docs/order.md), so 100 M rows cost no array of 800 MB, any position is found in O(1), and every rank and
-every resumed job computes the same. 32 to 52 ns a row (benchmarks/LOG.md, 2026-11-23): 1,024 rows of a batch in 37 to 55 us, ahead of the batch.
+every resumed job computes the same. 32 to 52 ns a row (benchmarks/LOG.md, 2026-11-23): 1,024 rows of a batch in 37 to
+55 us, ahead of the batch.
 """
 
 from collections.abc import Iterator, Mapping, Sized
