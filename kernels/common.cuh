@@ -29,7 +29,7 @@ struct Shard {
     u32 index_bytes, kind, is_sorted, reserved;
 };
 enum Kind : u32 { UINT8, UINT16, UINT32, UINT64, FLOAT16, FLOAT32, FLOAT64 };
-enum Fault { OUT_OF_RANGE, DUPLICATE, UNFITTING };
+enum Fault { OUT_OF_RANGE, DUPLICATE, UNFITTING, DAMAGED };
 
 __device__ __forceinline__ u32 value_bytes(u32 kind) { return kind < FLOAT16 ? 1u << kind : 1u << (kind - 3); }
 

@@ -33,9 +33,10 @@ DENSE_KINDS = ("float32", "float16", "bfloat16", "float64", "uint8", "int8", "in
 ALIGNMENT = 128
 """A shard's arrays begin at multiples of this many bytes, and their memory ends at one: a kernel reads whole words of 16."""
 
-OUT_OF_RANGE, DUPLICATE, UNFITTING = 0, 1, 2
-"""Places in `out_fault`, int32: a column >= n_vars, a column twice in an unsorted row, a value that the batch's dtype does not hold."""
-FAULTS = 3
+OUT_OF_RANGE, DUPLICATE, UNFITTING, DAMAGED = 0, 1, 2, 3
+"""Places in `out_fault`, int32: a column >= n_vars, a column twice in an unsorted row, a value that the batch's dtype does not hold,
+a packed row whose bytes do not match its check or run past its end."""
+FAULTS = 4
 NO_FAULT = 2**31 - 1
 """What each place of `out_fault` holds before; a fault lowers it to the first position in the batch where it is."""
 
