@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from scdl_gpu.convert.source import Source
 
 DATA = FileNames.DATA.value
-OPENED = {"_path", "_archive", "header", "metadata", "dtypes", "data", "row_index", "col_index", "_indptr", "_indices", "_values"}
-OPENED |= {"_source", "_widest", "_var_feature_index", "_obs_feature_index", "_sampler", "_staging", "_canonical"}
+OPENED = {"_path", "_archive", "header", "metadata", "dtypes", "_source", "_var_feature_index", "_obs_feature_index"}
+OPENED |= {"_sampler", "_staging", "_canonical"}
 """Attributes that opening an archive makes: a pickle opens it again."""
 
 
@@ -281,7 +281,7 @@ class SingleCellMemMapDataset(ArchiveRows):
     def _check_described(self) -> None:
         """Raise ValueError unless the features describe every row, or none."""
         self.number_of_rows()
-        n_rows, described = self.row_index.size - 1, self._obs_feature_index.number_of_rows()
+        n_rows, described = self._archive.n_rows, self._obs_feature_index.number_of_rows()
         if described not in (0, n_rows):
             raise ValueError(
                 f"{self.data_path}: obs features describe {described} rows, row pointers {n_rows}; append the missing features"
@@ -341,9 +341,9 @@ class SingleCellMemMapDataset(ArchiveRows):
         for dataset in datasets:
             dataset._saved("concat")
             dataset._check_described()
-            if dataset.row_index.size - 1 != dataset.number_of_rows():
+            if dataset.archive.n_rows != dataset.number_of_rows():
                 raise ValueError(
-                    f"{dataset.data_path} has {dataset.row_index.size - 1} rows and no features; append its features and save it first"
+                    f"{dataset.data_path} has {dataset.archive.n_rows} rows and no features; append its features and save it first"
                 )
         archives = [dataset.archive for dataset in datasets]
         target = self._path if output_path is None else Path(output_path).absolute()

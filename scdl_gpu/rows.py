@@ -8,22 +8,21 @@ a row is looked up each time, 1 to 3 us that `get_row` pays: no row is served be
 import operator
 import warnings
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scdl_gpu.archive.constants import FileNames, NeighborSamplingStrategy
+from scdl_gpu.archive.constants import NeighborSamplingStrategy
 from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.header import SCDLHeader
-from scdl_gpu.archive.maps import Array
 from scdl_gpu.archive.raw import RawArchive
-from scdl_gpu.backend import Csr, CsrSource, GatherError, outside_error
+from scdl_gpu.backend import Csr, GatherError, outside_error
 from scdl_gpu.collate import Cell, Rows, distinct
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.neighbors import HOW, NeighborSampler, graph_of
+from scdl_gpu.row_source import RowSource, source_of
 from scdl_gpu.tables import ArchiveTables
 
 if TYPE_CHECKING:
@@ -31,12 +30,6 @@ if TYPE_CHECKING:
 
 Names = list[str] | None
 Found = tuple[Cell, list[Any] | None, list[Any] | None]
-
-
-def _read_only(array: Array) -> NDArray[Any]:
-    view = array.view(np.ndarray)
-    view.flags.writeable = False
-    return view
 
 
 class ArchiveRows(ArchiveTables):
@@ -48,6 +41,7 @@ class ArchiveRows(ArchiveTables):
     neighbor_sampling_strategy: NeighborSamplingStrategy
     fallback_to_identity: bool
     dtypes: dict[str, str]
+    _source: RowSource
 
     def _adopt(self, archive: RawArchive, *, warn: bool = False) -> None:
         """Make `archive` what this dataset reads; `warn` where neighbours are asked for and it has none.
@@ -61,14 +55,9 @@ class ArchiveRows(ArchiveTables):
         self.header: SCDLHeader | None = archive.header
         self.metadata: dict[str, Any] = archive.metadata
         self.dtypes = archive.dtypes
-        self.data: Array = archive.data
-        self.row_index: Array = archive.indptr
-        self.col_index: Array = archive.indices
         self._var_feature_index: VariableFeatureIndex = archive.var
         self._obs_feature_index: ObservedFeatureIndex = archive.obs
-        self._indptr, self._indices, self._values = (_read_only(array) for array in (archive.indptr, archive.indices, archive.data))
-        self._source: CsrSource | None = None
-        self.__dict__.pop("_widest", None)
+        self._source = source_of(archive)
         if graph is None and self.load_neighbors and warn:
             warnings.warn(
                 f"Neighbor loading was requested but neighbor files are missing in {self.data_path}; {HOW}",
@@ -91,7 +80,7 @@ class ArchiveRows(ArchiveTables):
         if isinstance(index, (bool, np.bool_)):
             raise TypeError(f"a row is an integer, not {index!r}; for the rows of a mask use rows(mask)")
         try:
-            row, n = operator.index(index), self._indptr.size - 1
+            row, n = operator.index(index), self._archive.n_rows
         except TypeError as error:
             raise TypeError(f"a row is an integer, not {index!r}; for several rows use rows(...), as in ds.rows(slice(0, 3))") from error
         if not -n <= row < n:
@@ -99,21 +88,15 @@ class ArchiveRows(ArchiveTables):
         return row + n if row < 0 else row
 
     def _cell(self, row: int) -> Cell:
-        start, stop = int(self._indptr[row]), int(self._indptr[row + 1])
-        if not 0 <= start <= stop <= self._values.size:
-            raise ArchiveError(
-                f"{self._file(FileNames.ROWPTR)}: row {row} runs from {start} to {stop}, "
-                f"expected 0 <= start <= stop <= {self._values.size}; "
-                f"the file is damaged: copy the archive again, or convert the source anew"
-            )
-        features, columns = self._var_feature_index, self._indices[start:stop]
+        values, columns = self._source.cell(row)
+        features = self._var_feature_index
         if not len(features):
-            return Cell(self._values[start:stop], columns)
+            return Cell(values, columns)
         n_vars = features.number_vars_at_row(row)
-        if start < stop and columns.max() >= n_vars:
+        if columns.size and columns.max() >= n_vars:
             raise self._damaged(row, outside_error(0, columns, n_vars))
         block = int(features.block_of(row)) if len(features) > 1 else 0
-        return Cell(self._values[start:stop], columns, n_vars, block)
+        return Cell(values, columns, n_vars, block)
 
     def _damaged(self, row: int, error: GatherError) -> ArchiveError:
         return ArchiveError(f"{self.data_path}: row {row}: {error.fault}; {error.cure}")
@@ -188,7 +171,7 @@ class ArchiveRows(ArchiveTables):
         rows = self._selected(indices)
         n_vars, ragged = self._batch_width(rows)
         stored = None if self._archive.canonical else lambda position: self[int(rows[position])]
-        dtype = np.result_type(self._values, self._indices)
+        dtype = np.result_type(self._source.dtype, self._source.index_dtype)
         return Rows(self._gather(rows, n_vars), None if ragged else n_vars, dtype, ragged=ragged, stored=stored)
 
     def rows(self, selection: Any) -> "scipy.sparse.csr_matrix":
@@ -205,11 +188,11 @@ class ArchiveRows(ArchiveTables):
         if ragged:
             raise ValueError(f"{ragged}; rows of blocks with different genes are no matrix: select rows of one block")
         csr = self._gather(rows, n_vars, duplicates=True)
-        data = csr.data.astype(np.float32 if csr.data.dtype == np.float16 else self._values.dtype, copy=False)
+        data = csr.data.astype(np.float32 if csr.data.dtype == np.float16 else self._source.dtype, copy=False)
         return scipy.sparse.csr_matrix((data, csr.indices, csr.indptr), shape=(rows.size, n_vars))
 
     def _selected(self, selection: Any) -> NDArray[np.int64]:
-        n = self._indptr.size - 1
+        n = self._archive.n_rows
         if isinstance(selection, slice):
             return np.arange(*selection.indices(n), dtype=np.int64)
         chosen = np.asarray(selection)
@@ -235,7 +218,7 @@ class ArchiveRows(ArchiveTables):
         """Return the number of variables of a batch, and in words which of its rows have other genes than the first."""
         widths = self._var_feature_index.column_dims()
         if not widths:
-            return self._widest, ""
+            return self._source.widest, ""
         if len(widths) == 1 or rows.size == 0:
             return widths[0], ""
         blocks = self._var_feature_index.block_of(rows)
@@ -245,15 +228,8 @@ class ArchiveRows(ArchiveTables):
         text = f"rows {rows[0]} and {rows[other[0]]} of {self.data_path} belong to blocks {blocks[0]} and {blocks[other[0]]}"
         return max(widths[block] for block in set(blocks.tolist())), text
 
-    @cached_property
-    def _widest(self) -> int:
-        """Largest column + 1, read once, where no features tell the number of variables."""
-        return int(self._indices.max()) + 1 if self._indices.size else 0
-
     def _gather(self, rows: NDArray[np.int64], n_vars: int, *, duplicates: bool = False) -> Csr:
         """Gather rows with ascending columns; without `duplicates` the values of a column stored twice are added up."""
-        if self._source is None:  # made late: it loads Numba
-            self._source = CsrSource(self._indptr, self._indices, self._values)
         try:
             return self._source.gather(rows, n_vars=n_vars, duplicates=duplicates)
         except GatherError as error:

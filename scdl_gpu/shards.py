@@ -201,6 +201,6 @@ def _described(block: Block) -> dict[str, Callable[[], Column]]:
 
 def _common_dtype(archives: Sequence[RawArchive]) -> np.dtype[Any]:
     """Return the dtype of the values of a batch: what torch computes in for what is stored, and the widest of several."""
-    stored = {archive.data.dtype.name: archive.data.dtype for archive in archives}
+    stored = {archive.dtype.name: archive.dtype for archive in archives}
     dtypes = [np.dtype(np.int64) if name == "uint64" else BATCH_DTYPES.get(name, dtype) for name, dtype in stored.items()]
     return np.result_type(*dtypes)

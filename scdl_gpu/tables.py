@@ -25,11 +25,24 @@ class ArchiveTables(SingleCellRowDataset):
     """Features and sizes of an opened archive."""
 
     data_path: Any
-    data: Array
-    row_index: Array
     _archive: RawArchive
     _var_feature_index: VariableFeatureIndex
     _obs_feature_index: ObservedFeatureIndex
+
+    @property
+    def data(self) -> Array:
+        """Values of all rows, (nnz,), as they lie in the file."""
+        return self._archive.data
+
+    @property
+    def row_index(self) -> Array:
+        """Where each row begins, (n_rows + 1,)."""
+        return self._archive.indptr
+
+    @property
+    def col_index(self) -> Array:
+        """Columns of all rows, (nnz,)."""
+        return self._archive.indices
 
     def _file(self, name: FileNames) -> Path:
         return Path(self.data_path) / name.value
@@ -80,7 +93,7 @@ class ArchiveTables(SingleCellRowDataset):
 
     def __repr__(self) -> str:
         genes = " + ".join(map(str, self.number_of_variables()[:4])) + (" + ..." if len(self._var_feature_index) > 4 else "")
-        size = f"{self.row_index.size - 1} rows x {genes} genes, {self.data.size} nonzeros, {self.data.dtype}"
+        size = f"{self._archive.n_rows} rows x {genes} genes, {self._archive.nnz} nonzeros, {self._archive.dtype}"
         return f"{type(self).__name__}({str(self.data_path)!r}: {size})"
 
     def version(self) -> str:
@@ -90,9 +103,9 @@ class ArchiveTables(SingleCellRowDataset):
     def number_of_rows(self) -> int:
         """Count the rows that have features; 0 for an archive without. Raises ValueError where row pointers disagree."""
         n = self._var_feature_index.number_of_rows()
-        if n and n != self.row_index.size - 1:
+        if n and n != self._archive.n_rows:
             raise ValueError(
-                f"{self.data_path}: features describe {n} rows, row pointers {self.row_index.size - 1}; append the missing features"
+                f"{self.data_path}: features describe {n} rows, row pointers {self._archive.n_rows}; append the missing features"
             )
         return n
 
@@ -109,7 +122,7 @@ class ArchiveTables(SingleCellRowDataset):
 
     def number_nonzero_values(self) -> int:
         """Count the stored elements, explicit zeros included."""
-        return int(self.data.size)
+        return self._archive.nnz
 
     def shape(self) -> tuple[int, list[int]]:
         """Return the number of rows, and the number of variables of each block."""

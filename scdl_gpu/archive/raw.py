@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.dtypes import array_dtypes, is_vouched
 from scdl_gpu.archive.features import ObservedFeatureIndex, RowFeatureIndex, VariableFeatureIndex
@@ -59,6 +61,11 @@ class RawArchive:
     def nnz(self) -> int:
         """Stored elements, explicit zeros included."""
         return int(self.data.size)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the stored values."""
+        return self.data.dtype
 
 
 def open_raw(path: Path, *, writable: bool = False, data_dtype: str | None = None) -> RawArchive:
