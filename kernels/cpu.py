@@ -9,14 +9,17 @@ keeps LLVM from vectorising, and an assignment of slices that converts dtypes is
 
 import numpy as np
 
+from scdl_gpu.kernels.decode import BROKEN, NOWHERE, convert_values, decode_row, find_row, map_columns, place_row
 from scdl_gpu.kernels.pointers import OK, row_pointers
 from scdl_gpu.kernels.row import fill_zero, scale_values, scatter, select, sort_row, sum_of
-from scdl_gpu.kernels.shards import DUPLICATE, OUT_OF_RANGE, STORED, UNFITTING
+from scdl_gpu.kernels.shards import DAMAGED, DUPLICATE, OUT_OF_RANGE, STORED, UNFITTING
 from scdl_gpu.kernels.stored import ONE, convert, copy_columns, copy_values, jit, largest_column, note, value_bytes
 
-__all__ = ["OK", "gather_csr", "gather_dense", "row_pointers"]
+__all__ = ["OK", "check_rows", "decode_csr", "gather_csr", "gather_dense", "row_pointers"]
 
 FLOAT64 = STORED.index("float64")
+SPARE = 16
+"""Elements of temporary memory beyond a packed row's: it is decoded in whole blocks."""
 
 
 @jit
@@ -84,3 +87,43 @@ def gather_dense(shards, shard, starts, slots, read_indptr, n_vars, lut, target,
                 note(UNFITTING, position, out_fault)
             n = select(lut, columns[:n], values)
         scatter(columns[:n], values, row)
+
+
+@jit
+def decode_csr(shards, orders, shard, rows, slots, read_indptr, n_vars, indptr, kind, out_indices, out_data, out_fault):
+    """Decode packed rows into a CSR batch, columns ascending; arguments as in kernels/README.md."""
+    ranks, values, made = np.empty(0, np.int32), np.empty(0, np.uint64), np.empty(0, out_data.dtype)
+    bitmap, below = np.zeros(0, np.uint64), np.empty(0, np.uint32)
+    for i in range(rows.size):
+        source, row = shards[shard[i] if shard.size else 0], rows[i]
+        order = orders[row.order & np.uint32(0xFFFF)]
+        position = np.int64(slots[i]) if slots.size else np.int64(i)
+        n = np.int64(read_indptr[i + 1] - read_indptr[i])
+        if n + SPARE > ranks.size:
+            ranks, values = np.empty(2 * n + SPARE, np.int32), np.empty(2 * n + SPARE, np.uint64)
+        begin = np.uint64(indptr[position])
+        row_columns, row_values = out_indices[begin : begin + np.uint64(n)], out_data[begin : begin + np.uint64(n)]
+        found = decode_row(source, row, n, n_vars, ranks, values)
+        if found == BROKEN:
+            note(DAMAGED, position, out_fault)
+            for k in range(np.uint64(n)):
+                row_columns[k], row_values[k] = min(k, np.uint64(n_vars - 1)), 0
+        elif order.table == 0:
+            if not convert_values(found, source.source, values, kind, row_values):
+                note(UNFITTING, position, out_fault)
+            map_columns(order, ranks[:n], row_columns)
+        else:
+            if made.size < n or bitmap.size == 0:
+                n_words = np.uint64(n_vars) // np.uint64(64) + ONE
+                made, bitmap, below = np.empty(2 * n, out_data.dtype), np.zeros(n_words, np.uint64), np.empty(n_words, np.uint32)
+            if not convert_values(found, source.source, values, kind, made[:n]):
+                note(UNFITTING, position, out_fault)
+            place_row(order, ranks[:n], made[:n], bitmap, below, row_columns, row_values)
+
+
+@jit
+def check_rows(shards, shard, rows, read_indptr, out_fault):
+    """Verify the checks of packed rows, and nothing else; arguments as in kernels/README.md, places in `out_fault` count from 0."""
+    for i in range(rows.size):
+        if find_row(shards[shard[i] if shard.size else 0], rows[i], np.int64(read_indptr[i + 1] - read_indptr[i])) == NOWHERE:
+            note(DAMAGED, np.int64(i), out_fault)
