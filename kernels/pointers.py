@@ -1,16 +1,19 @@
-"""Where the rows of a batch lie, and how long they are, from the row pointers of an archive.
+"""Where the rows of a batch lie, and how long they are, from the row pointers or the row tables of shards.
 
-Knows row pointers only. It runs on the host whatever gathers: the size of a batch is known before its launch, and no
+Knows row pointers and row tables only. It runs on the host whatever gathers: the size of a batch is known before its launch, and no
 batch waits for a device. Rows are checked here, so that kernels need not doubt their bounds.
 """
 
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
+from scdl_gpu.kernels.packed import BLOCK, ENTRY, NNZ_BITS
 from scdl_gpu.kernels.stored import ONE, jit, pointer
 
 OK = -1
 """No fault; otherwise the position, in the batch, of the first faulty row."""
+ENTRY_BYTES = ENTRY.itemsize
+"""Of a row in the table of a packed shard; a row pointer of a raw one has 8 at most."""
 
 
 @jit
@@ -48,6 +51,19 @@ def _stored(address, index_bytes):
 
 
 @jit
+def _shard_of(ends, row):
+    """Find the first shard that ends after `row`."""
+    shard, last = 0, ends.size - 1
+    while shard < last:
+        middle = (shard + last) // 2
+        if ends[middle] > row:
+            last = middle
+        else:
+            shard = middle + 1
+    return shard
+
+
+@jit
 def shard_pointers(ends, indptrs, index_bytes, nnz, rows, out_shard, out_starts, out_indptr):
     """Where `rows` begin in shards that follow each other, and the row pointers of the batch that they make.
 
@@ -59,15 +75,8 @@ def shard_pointers(ends, indptrs, index_bytes, nnz, rows, out_shard, out_starts,
     total = np.int64(0)
     out_indptr[0] = 0
     for i in range(rows.size):
-        row = rows[i]
-        shard, last = 0, ends.size - 1
-        while shard < last:
-            middle = (shard + last) // 2
-            if ends[middle] > row:
-                last = middle
-            else:
-                shard = middle + 1
-        local = row - ends[shard - 1] if shard else row
+        shard = _shard_of(ends, rows[i])
+        local = rows[i] - ends[shard - 1] if shard else rows[i]
         address = indptrs[shard] + np.uint64(local) * np.uint64(index_bytes[shard])
         start = _stored(address, index_bytes[shard])
         stop = _stored(address + np.uint64(index_bytes[shard]), index_bytes[shard])
@@ -76,5 +85,47 @@ def shard_pointers(ends, indptrs, index_bytes, nnz, rows, out_shard, out_starts,
         total += stop - start
         out_shard[i] = shard
         out_starts[i] = start
+        out_indptr[i + 1] = total
+    return OK
+
+
+@jit
+def mixed_pointers(
+    ends, tables, entry_bytes, limits, first_order, order_of, n_vars, rows, out_shard, out_starts, out_rows, out_indptr
+):
+    """Where `rows` lie in raw and packed shards that follow each other, and the row pointers of the batch that they make.
+
+    ends: (s,) int64, rows up to the end of each shard; tables: (s,) uint64, addresses of its row pointers, or of its row table;
+    entry_bytes: (s,) uint8, of a row pointer, or ENTRY_BYTES for a packed shard; limits: (s,) int64, its nonzeros, or the words
+    of its payload; first_order: (s + 1,) int64, where the gene orders of each begin in `order_of`, (k,) uint16, the place of each
+    in the ORDER table of the call; rows: (b,) int64, each 0 <= row < ends[-1].
+    out_shard: (b,) int32; out_starts: (b,) int64, of raw rows; out_rows: (b,) ROW, of packed ones; out_indptr: (b + 1,) int64.
+    Returns OK, or the position of the first row that does not satisfy 0 <= start <= stop <= limit or, of a packed one, whose
+    nonzeros exceed n_vars or the bytes it has, or whose order its shard does not have.
+    """
+    total = np.int64(0)
+    out_indptr[0] = 0
+    for i in range(rows.size):
+        shard = _shard_of(ends, rows[i])
+        local = rows[i] - ends[shard - 1] if shard else rows[i]
+        address = tables[shard] + np.uint64(local) * np.uint64(entry_bytes[shard])
+        if entry_bytes[shard] == ENTRY_BYTES:
+            entry = carray(pointer(np.uint64(address)), (8,), np.uint32)
+            start, stop = np.int64(entry[0]), np.int64(entry[4])
+            nnz, order = np.int64(entry[1]) & ((1 << NNZ_BITS) - 1), np.int64(entry[1]) >> NNZ_BITS
+            if nnz > n_vars or 4 * BLOCK * (stop - start) < nnz or order >= first_order[shard + 1] - first_order[shard]:
+                return i
+            row = out_rows[i]
+            row.start, row.words, row.sum, row.check = start, stop - start, entry[2], entry[3]
+            row.order = np.int64(order_of[first_order[shard] + order]) | order << NNZ_BITS
+        else:
+            start = _stored(address, entry_bytes[shard])
+            stop = _stored(address + np.uint64(entry_bytes[shard]), entry_bytes[shard])
+            nnz = stop - start
+            out_starts[i] = start
+        if start < 0 or stop < start or stop > limits[shard]:
+            return i
+        total += nnz
+        out_shard[i] = shard
         out_indptr[i + 1] = total
     return OK
