@@ -5,7 +5,7 @@ amounts. Plain LLVM vectors, so that any CPU runs it: AVX2 or AVX-512 where ther
 """
 
 from llvmlite import ir
-from numba import types  # type: ignore[attr-defined]
+from numba import types
 from numba.extending import intrinsic
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -56,7 +56,8 @@ def _store_as(bits):
     return intrinsic(store)
 
 
-load8, load16, load32, load64 = (_load_as(bits, made) for bits, made in ((8, types.int64), (16, types.int64), (32, types.int64), (64, types.uint64)))
+load8, load16, load32 = (_load_as(bits, types.int64) for bits in (8, 16, 32))
+load64 = _load_as(64, types.uint64)
 store8, store16, store32, store64 = (_store_as(bits) for bits in (8, 16, 32, 64))
 
 
@@ -122,6 +123,91 @@ def _counts_by(fields):
 
 ranks8, ranks16 = _ranks_by(_narrow_fields), _ranks_by(_middle_fields)
 counts8, counts16 = _counts_by(_narrow_fields), _counts_by(_middle_fields)
+
+
+def _reduced(builder, lanes):
+    """OR all lanes."""
+    while lanes.type.count > 1:
+        half = lanes.type.count // 2
+        low, high = (_shuffled(builder, lanes, ir.Constant(lanes.type, ir.Undefined), list(range(k, k + half))) for k in (0, half))
+        lanes = builder.or_(low, high)
+    return builder.extract_element(lanes, ir.Constant(I32, 0))
+
+
+def _less_by(amount):
+    """Make an intrinsic that stores differences of eight numbers, uint32, at `out`, and returns them ORed.
+
+    amount: gives what to take from the numbers, and from where they come.
+    """
+
+    def differences(typing, address, out):
+        def code(context, builder, signature, args):
+            less = builder.sub(builder.load(_at(builder, args[0], EIGHT), align=1), amount(builder, args[0]))
+            builder.store(less, _at(builder, args[1], EIGHT), align=1)
+            return builder.zext(_reduced(builder, less), I64)
+
+        return types.uint64(types.int64, types.int64), code
+
+    return intrinsic(differences)
+
+
+def _one(builder, address):
+    return _constant(EIGHT, [1] * 8)
+
+
+def _before_and_one(builder, address):
+    before = builder.load(_at(builder, builder.sub(address, I64(4)), EIGHT), align=1)
+    return builder.add(before, _constant(EIGHT, [1] * 8))
+
+
+gaps_of, counts_less_one = _less_by(_before_and_one), _less_by(_one)
+"""Of eight ranks after another rank, the gaps between; of eight counts, what is stored."""
+
+
+@intrinsic
+def pack8(typing, address, width, out):
+    """Pack eight numbers of uint32 at `address` into fields of width 0..8; stores 8 bytes at `out`."""
+
+    def code(context, builder, signature, args):
+        address, width, out = args
+        builder.store(_reduced(builder, _spread(builder, address, width, range(8))), _at(builder, out, I64), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), code
+
+
+@intrinsic
+def pack16(typing, address, width, out):
+    """Pack eight numbers of uint32 at `address` into fields of width 9..16; stores 16 bytes at `out`."""
+
+    def code(context, builder, signature, args):
+        address, width, out = args
+        lanes, nothing = _spread(builder, address, width, [0, 1, 2, 3] * 2), ir.Constant(WIDE, ir.Undefined)
+        low, high = (_reduced(builder, _shuffled(builder, lanes, nothing, list(range(k, k + 4)))) for k in (0, 4))
+        bits = builder.shl(width, I64(2))
+        spare = builder.sub(I64(64), bits)
+        shifted = builder.select(builder.icmp_unsigned("==", spare, I64(0)), I64(0), builder.shl(high, builder.and_(bits, I64(63))))
+        builder.store(builder.or_(low, shifted), _at(builder, out, I64), align=1)
+        builder.store(builder.lshr(high, spare), _at(builder, builder.add(out, I64(8)), I64), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), code
+
+
+def _spread(builder, address, width, places):
+    """Load eight uint32 and shift each by its place times the width, in 64 bits."""
+    numbers = builder.zext(builder.load(_at(builder, address, EIGHT), align=1), WIDE)
+    return builder.shl(numbers, builder.mul(_splat(builder, width, WIDE), _constant(WIDE, list(places))))
+
+
+@intrinsic
+def leading_zeros(typing, number):
+    """Count the zeros above the highest one of a uint64; 64 of zero."""
+
+    def code(context, builder, signature, args):
+        return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), code
 
 
 @intrinsic
