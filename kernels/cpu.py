@@ -10,12 +10,13 @@ keeps LLVM from vectorising, and an assignment of slices that converts dtypes is
 import numpy as np
 
 from scdl_gpu.kernels.decode import BROKEN, NOWHERE, convert_values, decode_row, find_row, map_columns, place_row
+from scdl_gpu.kernels.packed import NO_SUM
 from scdl_gpu.kernels.pointers import OK, row_pointers
 from scdl_gpu.kernels.row import fill_zero, scale_values, scatter, select, sort_row, sum_of
 from scdl_gpu.kernels.shards import DAMAGED, DUPLICATE, OUT_OF_RANGE, STORED, UNFITTING
 from scdl_gpu.kernels.stored import ONE, convert, copy_columns, copy_values, jit, largest_column, note, value_bytes
 
-__all__ = ["OK", "check_rows", "decode_csr", "gather_csr", "gather_dense", "row_pointers"]
+__all__ = ["OK", "check_rows", "decode_csr", "decode_dense", "gather_csr", "gather_dense", "row_pointers"]
 
 FLOAT64 = STORED.index("float64")
 SPARE = 16
@@ -119,6 +120,50 @@ def decode_csr(shards, orders, shard, rows, slots, read_indptr, n_vars, indptr, 
             if not convert_values(found, source.source, values, kind, made[:n]):
                 note(UNFITTING, position, out_fault)
             place_row(order, ranks[:n], made[:n], bitmap, below, row_columns, row_values)
+
+
+@jit
+def decode_dense(shards, orders, shard, rows, slots, read_indptr, n_vars, lut, target, log1p, kind, out, out_fault):
+    """Decode packed rows into rows of a dense batch, each once, whole; arguments as in kernels/README.md."""
+    ranks, values, numbers, made = np.empty(0, np.int32), np.empty(0, np.uint64), np.empty((2, 0), np.float64), np.empty(0, out.dtype)
+    columns, bitmap, below = np.empty(0, np.int32), np.zeros(0, np.uint64), np.empty(0, np.uint32)
+    for i in range(rows.size):
+        source, row = shards[shard[i] if shard.size else 0], rows[i]
+        order = orders[row.order & np.uint32(0xFFFF)]
+        position = np.int64(slots[i]) if slots.size else np.int64(i)
+        n = np.int64(read_indptr[i + 1] - read_indptr[i])
+        if n + SPARE > ranks.size:
+            ranks, values = np.empty(2 * n + SPARE, np.int32), np.empty(2 * n + SPARE, np.uint64)
+            numbers, made, columns = np.empty((2, 2 * n), np.float64), np.empty(2 * n, out.dtype), np.empty(2 * n, np.int32)
+        out_row = out[position]
+        fill_zero(out_row)
+        found = decode_row(source, row, n, n_vars, ranks, values)
+        if found == BROKEN:
+            note(DAMAGED, position, out_fault)
+            continue
+        if target > 0 or log1p:
+            convert_values(found, source.source, values, FLOAT64, numbers[0, :n])
+            at, scale = 0, 1.0
+            if target > 0 and row.sum == np.uint32(NO_SUM):
+                if bitmap.size == 0:
+                    n_words = np.uint64(n_vars) // np.uint64(64) + ONE
+                    bitmap, below = np.zeros(n_words, np.uint64), np.empty(n_words, np.uint32)
+                place_row(order, ranks[:n], numbers[0, :n], bitmap, below, columns[:n], numbers[1, :n])
+                at, total = 1, sum_of(numbers[1, :n])
+            else:
+                map_columns(order, ranks[:n], columns[:n])
+                total = np.float64(row.sum)
+            if target > 0:
+                scale = target / total if total != 0 else 1.0
+            n = select(lut, columns[:n], numbers[at])
+            scale_values(numbers[at, :n], scale, log1p)
+            convert(numbers[at, :n], kind, made[:n])
+        else:
+            if not convert_values(found, source.source, values, kind, made[:n]):
+                note(UNFITTING, position, out_fault)
+            map_columns(order, ranks[:n], columns[:n])
+            n = select(lut, columns[:n], made)
+        scatter(columns[:n], made[:n], out_row)
 
 
 @jit
