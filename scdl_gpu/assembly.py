@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scdl_gpu.archive.parts import Extents
 from scdl_gpu.backend import index_dtype
 from scdl_gpu.buffers import Ring
 from scdl_gpu.errors import ArchiveError
-from scdl_gpu.shards import Extents, Shards
+from scdl_gpu.shards import Shards
 
 Ints = NDArray[np.int64]
 Marks = NDArray[np.bool_]
@@ -23,12 +24,13 @@ DENSE_DTYPES = (
     torch.float32, torch.float16, torch.bfloat16, torch.float64,
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
 )  # fmt: skip
-NO_SLOTS = np.empty(0, np.int32)
-"""Rows go where they stand; or: every gene goes to its own column."""
+ALL_GENES = np.empty(0, np.int32)
+"""The lut of a batch in which every gene goes to its own column."""
 FAULT_TEXTS = {
     "OUT_OF_RANGE": "holds a column outside 0..{last}; the file is damaged: copy it again, or convert the source anew",
     "DUPLICATE": "holds a column twice; bring the rows into canonical form with `scdl-gpu convert --canonical`",
     "UNFITTING": "holds a value that {dtype} does not; choose another dtype",
+    "DAMAGED": "does not match its check: its bytes are damaged; copy the file again, or pack the source anew",
 }
 CSR_DTYPES = (torch.uint8, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64)
 
@@ -68,6 +70,7 @@ class Output:
         if genes is not None:
             lut = np.full(shards.n_vars, -1, np.int32)
             lut[genes] = np.arange(genes.size)
+            lut = lut[shards.numbers]
         width = shards.n_vars if genes is None else int(genes.size)
         return cls(kind, chosen, width, lut, normalize_total or 0.0, log1p)
 
@@ -129,10 +132,8 @@ class CpuAssembler:
         self._open(ring or Ring())
 
     def _open(self, ring: Ring) -> None:
-        from scdl_gpu.kernels.shards import entry
-
-        arrays = [(np.asarray(archive.indices), np.asarray(archive.data), archive.canonical) for archive in self._shards.archives]
-        self._table = np.concatenate([entry(indices, data, is_sorted=is_sorted) for indices, data, is_sorted in arrays])
+        parts = self._shards.parts
+        self._raw, self._packed, self._orders = parts.raw_table, parts.packed_table, parts.orders.table
         self._ring = ring
 
     @property
@@ -167,22 +168,29 @@ class CpuAssembler:
         indptr, indices = (self._ring.empty(n, self._index) for n in (extents.indptr.size, nnz))
         indptr[:] = extents.indptr
         values, bits, kind = self._values(nnz)
-        cpu.gather_csr(
-            self._table, extents.shard, extents.starts, NO_SLOTS, indptr, width, indptr, kind, indices, bits, fault
-        )  # fmt: skip
-        size = (extents.starts.size, width)
+        raw, packed = self._shards.parts.shares(extents)
+        out = (width, indptr, kind, indices, bits, fault)
+        if raw is not None:
+            read_indptr = raw.indptr.astype(self._index) if raw.slots.size else indptr
+            cpu.gather_csr(self._raw, raw.part, raw.where, raw.slots, read_indptr, *out)
+        if packed is not None:
+            read_indptr = packed.indptr.astype(self._index) if packed.slots.size else indptr
+            cpu.decode_csr(self._packed, self._orders, packed.part, packed.where, packed.slots, read_indptr, *out)
+        size = (extents.indptr.size - 1, width)
         return torch.sparse_csr_tensor(torch.from_numpy(indptr), torch.from_numpy(indices), values, size, check_invariants=False)
 
     def _dense(self, extents: Extents, fault: NDArray[np.int32]) -> torch.Tensor:
         from scdl_gpu.kernels import cpu
 
-        output, n_rows = self._output, extents.starts.size
+        output, n_rows = self._output, extents.indptr.size - 1
         values, bits, kind = self._values(n_rows * output.width)
-        lut = NO_SLOTS if output.lut is None else output.lut
-        cpu.gather_dense(
-            self._table, extents.shard, extents.starts, NO_SLOTS, extents.indptr, self._shards.n_vars, lut, output.target, output.log1p,
-            kind, bits.reshape(n_rows, output.width), fault,
-        )  # fmt: skip
+        lut = ALL_GENES if output.lut is None else output.lut
+        raw, packed = self._shards.parts.shares(extents)
+        out = (self._shards.n_vars, lut, output.target, output.log1p, kind, bits.reshape(n_rows, output.width), fault)
+        if raw is not None:
+            cpu.gather_dense(self._raw, raw.part, raw.where, raw.slots, raw.indptr, *out)
+        if packed is not None:
+            cpu.decode_dense(self._packed, self._orders, packed.part, packed.where, packed.slots, packed.indptr, *out)
         return values.view(n_rows, output.width)
 
     def _values(self, n: int) -> tuple[torch.Tensor, NDArray[Any], int]:
@@ -203,7 +211,7 @@ class CpuAssembler:
         self._ring = Ring()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_table", "_ring")}
+        return {name: value for name, value in vars(self).items() if name not in ("_raw", "_packed", "_orders", "_ring")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -229,6 +237,6 @@ def raise_fault(fault: NDArray[np.int32], rows: Ints, shards: Shards, output: Ou
     for place, text in FAULT_TEXTS.items():
         position = int(fault[getattr(codes, place)])
         if position != codes.NO_FAULT:
-            archive, row = shards.locate(int(rows[position]))
-            message = f"{archive.path}: row {row} {text.format(last=shards.n_vars - 1, dtype=output.dtype)}"
+            part, row = shards.locate(int(rows[position]))
+            message = f"{part.name(row)} {text.format(last=shards.n_vars - 1, dtype=output.dtype)}"
             raise ValueError(message) if place == "UNFITTING" else ArchiveError(message)

@@ -14,26 +14,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scdl_gpu.assembly import NO_SLOTS, Assembler, CpuAssembler, Ints, Made, Output, Wanted, check_index
+from scdl_gpu.archive.parts import Extents, Share
+from scdl_gpu.assembly import ALL_GENES, Assembler, CpuAssembler, Ints, Made, Output, Wanted, check_index
 from scdl_gpu.backend import index_dtype
-from scdl_gpu.buffers import Arrived, Courier, Parcel
+from scdl_gpu.buffers import Arrived, Courier, Parcel, Part
 from scdl_gpu.device import Device, Event, device_of
 from scdl_gpu.errors import DeviceError
 from scdl_gpu.kernels.shards import FAULTS, NO_FAULT
 from scdl_gpu.placement import Placed, Plan, choose, place
-from scdl_gpu.shards import Extents, Shards
+from scdl_gpu.shards import Shards
 
 ASK_EVERY = 16
 """Batches after which the device is asked for faults."""
-OBS = "obs "
-"""What the names of obs columns begin with in a parcel."""
+OBS, PACKED = "obs ", "packed "
+"""What the names of obs columns, and of all that tells where rows of packed shards lie, begin with in a parcel."""
 STAYS = (
     "a loader on cuda cannot go to a worker process of a DataLoader, nor be pickled: iterate it directly, or use "
     "DataLoader(loader, batch_size=None, num_workers=0); it assembles ahead by itself"
 )
 
 
-class Packed(NamedTuple):
+class Prepared(NamedTuple):
     """A batch on its way: what the device needs to make it, and how many elements it has."""
 
     parcel: Parcel
@@ -126,7 +127,7 @@ class CudaAssembler:
         self._table = Table(placed.entries, int(placed.table.data_ptr()))
         self._courier = Courier(device)
         self._faults = Faults(device)
-        self._lut = self._uploaded(NO_SLOTS if output.lut is None else output.lut)
+        self._lut = self._uploaded(ALL_GENES if output.lut is None else output.lut)
 
     def _uploaded(self, array: NDArray[np.int32]) -> torch.Tensor:
         """Copy a small array to the device, once."""
@@ -138,7 +139,7 @@ class CudaAssembler:
         self._device.record().wait()  # waits, once
         return there.view(torch.int32)
 
-    def prepare(self, wanted: Wanted) -> Packed:
+    def prepare(self, wanted: Wanted) -> Prepared:
         """Find where rows lie, and lay that out for one copy to the device; rows in page-locked memory in order of address."""
         extents = self._shards.extents(wanted.rows)
         nnz = int(extents.indptr[-1])
@@ -148,28 +149,37 @@ class CudaAssembler:
         if self._output.kind == "csr":
             arrays["indptr"] = extents.indptr.astype(self._index)
         arrays |= self._reading_order(extents)
-        return Packed(self._courier.packed(arrays), wanted.rows, tuple(wanted.obs), nnz)
+        return Prepared(self._courier.packed(arrays), wanted.rows, tuple(wanted.obs), nnz)
 
     def _reading_order(self, extents: Extents) -> dict[str, NDArray[Any]]:
-        """Arrange shard and start of each row in the order of reading, with the slot of each where that is not its place.
+        """Lay out where the rows lie, those of raw and of packed parts apart."""
+        raw, packed = self._shards.parts.shares(extents)
+        arrays = {} if raw is None else self._arranged(raw, raw.where)
+        if packed is not None:
+            arrays |= {PACKED + name: array for name, array in self._arranged(packed, packed.where["start"]).items()}
+        return arrays
+
+    def _arranged(self, share: Share, starts: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Arrange rows in the order of reading, with the slot of each where that is not its place.
 
         Sorted addresses are worth four times the speed over the bus (shared reference, 3b).
         """
-        shard, starts, indptr = extents
+        part, where, slots, indptr = share
+        dtype = self._index if self._output.kind == "csr" else np.int64
         if not self._sorts:
-            read = {} if self._output.kind == "csr" else {"read_indptr": indptr}
-            return {"shard": shard, "starts": starts, **read}
-        order = np.lexsort((starts, shard)) if shard.size else np.argsort(starts, kind="stable")
-        read_indptr = np.zeros(indptr.size, self._index if self._output.kind == "csr" else np.int64)
+            arrays = {"shard": part, "where": where, "slots": slots}
+            return arrays if self._output.kind == "csr" and not slots.size else {**arrays, "read_indptr": indptr.astype(dtype, copy=False)}
+        order = np.lexsort((starts, part)) if part.size else np.argsort(starts, kind="stable")
+        read_indptr = np.zeros(indptr.size, dtype)
         np.cumsum(np.diff(indptr)[order], out=read_indptr[1:])
         return {
-            "shard": shard[order] if shard.size else shard,
-            "starts": starts[order],
-            "slots": order.astype(np.int32),
+            "shard": part[order] if part.size else part,
+            "where": where[order],
+            "slots": slots[order] if slots.size else order.astype(np.int32),
             "read_indptr": read_indptr,
         }
 
-    def make(self, prepared: Packed) -> Made:
+    def make(self, prepared: Prepared) -> Made:
         """Enqueue the copy of the parcel and the gather; waits for nothing. Raises what an earlier batch met."""
         self._raise_answer(wait=False)
         arrived, _ = self._courier.bring(prepared.parcel)
@@ -178,33 +188,30 @@ class CudaAssembler:
         obs = {name: arrived.tensor(OBS + name) for name in prepared.obs}
         return Made(x, arrived.tensor("rows"), obs, arrived.tensor("is_padding"))
 
-    def _gather(self, arrived: Arrived, prepared: Packed) -> torch.Tensor:
+    def _gather(self, arrived: Arrived, prepared: Prepared) -> torch.Tensor:
         return (self._csr if self._output.kind == "csr" else self._dense)(arrived, prepared)
 
-    def _csr(self, arrived: Arrived, prepared: Packed) -> torch.Tensor:
+    def _csr(self, arrived: Arrived, prepared: Prepared) -> torch.Tensor:
         from scdl_gpu.kernels import gpu
 
         indptr = arrived.tensor("indptr")
         indices = self._device.empty(prepared.nnz, indptr.dtype)
         values = self._device.empty(prepared.nnz, self._output.dtype)
-        read_indptr = arrived.part("read_indptr" if "read_indptr" in arrived else "indptr")
-        gpu.gather_csr(
-            self._device.launch, self._table, arrived.part("shard"), arrived.part("starts"), arrived.part("slots"), read_indptr,
-            self._shards.n_vars, arrived.part("indptr"), self._kind, indices, values, self._faults.codes,
-        )  # fmt: skip
+        out = (self._shards.n_vars, arrived.part("indptr"), self._kind, indices, values, self._faults.codes)
+        if "where" in arrived:
+            gpu.gather_csr(self._device.launch, self._table, *_where(arrived, "", "indptr"), *out)
         size = (prepared.rows.size, self._shards.n_vars)
         return torch.sparse_csr_tensor(indptr, indices, values, size, check_invariants=False)
 
-    def _dense(self, arrived: Arrived, prepared: Packed) -> torch.Tensor:
+    def _dense(self, arrived: Arrived, prepared: Prepared) -> torch.Tensor:
         from scdl_gpu.kernels import gpu
 
         output = self._output
-        out = self._device.empty((prepared.rows.size, output.width), output.dtype)
-        gpu.gather_dense(
-            self._device.launch, self._table, arrived.part("shard"), arrived.part("starts"), arrived.part("slots"),
-            arrived.part("read_indptr"), self._shards.n_vars, self._lut, output.target, output.log1p, self._kind, out, self._faults.codes,
-        )  # fmt: skip
-        return out
+        made = self._device.empty((prepared.rows.size, output.width), output.dtype)
+        out = (self._shards.n_vars, self._lut, output.target, output.log1p, self._kind, made, self._faults.codes)
+        if "where" in arrived:
+            gpu.gather_dense(self._device.launch, self._table, *_where(arrived, "", "read_indptr"), *out)
+        return made
 
     def _raise_answer(self, *, wait: bool) -> None:
         """Look at the faults that came back, if they did; `wait` for them at the end of an epoch."""
@@ -236,9 +243,9 @@ class CudaAssembler:
     def _raise_row(self, row: int) -> NoReturn:
         """Say what is wrong with a row that the device found faulty: its file, or the copy of it."""
         CpuAssembler(self._shards, self._output, batch_size=1).gather(np.array([row], np.int64))
-        archive, number = self._shards.locate(row)
+        part, number = self._shards.locate(row)
         raise DeviceError(
-            f"{archive.path}: row {number} is whole in the file, but not in the {self._placed.kind} memory that "
+            f"{part.name(number)} is whole in the file, but not in the {self._placed.kind} memory that "
             f"{self._device.name} reads; something wrote over it: close the loader and make it anew"
         )
 
@@ -262,6 +269,13 @@ class CudaAssembler:
         plan = self._placed.plan
         where = f"in memory of {self._device.name}" if plan.kind == "device" else "of page-locked host memory"
         return f"on {self._device.name}, placement {plan.kind}: {plan.size_bytes:,} bytes {where}; {plan.why}"
+
+
+def _where(arrived: Arrived, prefix: str, pointers: str) -> tuple[Part, Part, Part, Part]:
+    """Give what kernels take of rows of one kind: shard, where, slots, read_indptr; `pointers` where they lie as in the batch."""
+    own = f"{prefix}read_indptr"
+    shard, where, slots = (arrived.part(prefix + name) for name in ("shard", "where", "slots"))
+    return shard, where, slots, arrived.part(own if own in arrived else pointers)
 
 
 class HostAssembler:

@@ -1,7 +1,7 @@
-"""Several archives as one dataset: which shard holds a row, and what all of them have in common.
+"""Several archives as one dataset: which rows there are, and what all of them have in common.
 
-Knows archives that do not change, not where their rows are placed. Locating costs O(batch), a search over the
-shards; nothing is copied, and the same archive may stand in the list many times. Genes are compared by what names them,
+Knows archives that do not change, not where their rows are placed, nor where in an archive they lie (`archive.parts`).
+Nothing is copied, and the same archive may stand in the list many times. Genes are compared by what names them,
 not by statistics of them, which differ between archives of the same genes.
 """
 
@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,47 +17,47 @@ from numpy.typing import NDArray
 from scdl_gpu.archive.blocks import Block
 from scdl_gpu.archive.columns import Column
 from scdl_gpu.archive.features import VariableFeatureIndex
-from scdl_gpu.archive.raw import RawArchive, open_raw
+from scdl_gpu.archive.parts import Archive, Extents, Part, Parts
+from scdl_gpu.archive.raw import open_raw as open_archive
 from scdl_gpu.backend import BATCH_DTYPES
 from scdl_gpu.errors import ArchiveError
 
 Ints = NDArray[np.int64]
+PACKED_DTYPES = {name: np.dtype(made) for name, made in (("int8", np.int32), ("int16", np.int32), ("bool", np.uint8), ("uint64", np.int64))}
+"""Values of a batch for stored dtypes that only packed archives have; for uint64, every value is checked."""
 NAMES, UNNAMED = "var_names", "var_feature_id"
 """What errors call the names of genes; the column that has them in archives of bionemo-scdl without other columns of var."""
 TEXT = ("categorical", "string", "mixed")
 """Kinds of columns that hold text."""
 
 
-class Extents(NamedTuple):
-    """Where rows lie: `shard` (b,) int32 (empty where there is one), `starts` (b,) int64 there, `indptr` (b + 1,) int64 of their batch."""
-
-    shard: NDArray[np.int32]
-    starts: Ints
-    indptr: Ints
-
-
 class Shards:
-    """Raw archives with equal genes, one after the other. Raises ValueError naming the first gene that differs."""
+    """Archives, raw and packed, with equal genes, one after the other. Raises ValueError naming the first gene that differs.
 
-    def __init__(self, archives: Sequence[RawArchive]) -> None:
+    gene_order: "var", or "stored": columns of a batch are genes in the order of the packed archives, see `numbers`.
+    """
+
+    def __init__(self, archives: Sequence[Archive], *, gene_order: str = "var") -> None:
         if not archives:
             raise ValueError("no dataset was given; pass a dataset, a path, or a list of either")
+        if gene_order not in ("var", "stored"):
+            raise ValueError(f"gene_order is {gene_order!r}, expected 'var' or 'stored'")
         self.archives = tuple(archives)
         self.n_vars = _common_width(archives)
         self.dtype = _common_dtype(archives)
-        self._indptr = [np.asarray(archive.indptr) for archive in archives]
-        sizes = [indptr.size - 1 for indptr in self._indptr]
-        self._ends: Ints = np.cumsum(sizes, dtype=np.int64)
-        self._firsts = self._ends - np.array(sizes, np.int64)
-        self._addresses = np.array([indptr.ctypes.data for indptr in self._indptr], np.uint64)
-        self._index_bytes = np.array([indptr.itemsize for indptr in self._indptr], np.uint8)
-        self._nnz = np.array([archive.nnz for archive in archives], np.int64)
-        self.n_rows, self.nnz = int(self._ends[-1]), int(self._nnz.sum())
+        self.gene_order = gene_order
+        self.parts = Parts(archives, self.n_vars, is_stored=gene_order == "stored")
+        self.n_rows, self.nnz = self.parts.n_rows, sum(archive.nnz for archive in archives)
 
     @property
     def var(self) -> VariableFeatureIndex:
         """Features of the genes that all shards share."""
         return self.archives[0].var
+
+    @property
+    def numbers(self) -> Ints:
+        """The var number of each column of a row, (n_vars,): all in ascending order, but for gene_order="stored"."""
+        return self.parts.orders.numbers
 
     def check(self, rows: Ints) -> None:
         """Raise IndexError naming a row out of range."""
@@ -65,38 +65,22 @@ class Shards:
             outside = rows[(rows < 0) | (rows >= self.n_rows)]
             raise IndexError(f"row {outside[0]} is out of range: the dataset has {self.n_rows} rows")
 
-    def locate(self, row: int) -> tuple[RawArchive, int]:
-        """Return the archive that holds a row, and its number there. Raises IndexError for a row out of range."""
+    def locate(self, row: int) -> tuple[Part, int]:
+        """Return the part that holds a row, and its number there. Raises IndexError for a row out of range."""
         self.check(np.array([row], np.int64))
-        shard = int(np.searchsorted(self._ends, row, side="right"))
-        return self.archives[shard], row - int(self._firsts[shard])
+        return self.parts.locate(row)
 
     def extents(self, rows: Ints) -> Extents:
-        """Find where the elements of `rows` lie. Raises IndexError for a row out of range, ArchiveError for damaged row pointers."""
-        from scdl_gpu.kernels import pointers
-
+        """Find where `rows` lie. Raises IndexError for a row out of range, ArchiveError for a damaged one."""
         self.check(rows)
-        starts, indptr = np.empty(rows.size, np.int64), np.empty(rows.size + 1, np.int64)
-        if len(self.archives) == 1:
-            shard = np.empty(0, np.int32)
-            bad = pointers.row_pointers(self._indptr[0], rows, self._nnz[0], starts, indptr)
-        else:
-            shard = np.empty(rows.size, np.int32)
-            bad = pointers.shard_pointers(self._ends, self._addresses, self._index_bytes, self._nnz, rows, shard, starts, indptr)
-        if bad != pointers.OK:
-            archive, row = self.locate(int(rows[bad]))
-            raise ArchiveError(
-                f"{archive.path}: row {row} runs from {archive.indptr[row]} to {archive.indptr[row + 1]}, "
-                f"expected 0 <= start <= stop <= {archive.nnz}; the file is damaged: copy it again, or convert the source anew"
-            )
-        return Extents(shard, starts, indptr)
+        return self.parts.extents(rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Carry paths, never data; an archive that stands in the list often is opened once again."""
         paths = [str(archive.path.resolve()) for archive in self.archives]
         distinct = list(dict.fromkeys(paths))
         number = {path: k for k, path in enumerate(distinct)}
-        return _reopened, (distinct, [number[path] for path in paths], self.n_rows, self.nnz)
+        return _reopened, (distinct, [number[path] for path in paths], self.n_rows, self.nnz, self.gene_order)
 
     def gene_numbers(self, genes: Sequence[str | int]) -> Ints:
         """Return the columns of `genes`, names or numbers, in their order.
@@ -129,9 +113,9 @@ class Shards:
         return number
 
 
-def _reopened(paths: list[str], order: list[int], n_rows: int, nnz: int) -> Shards:
-    opened = [open_raw(Path(path)) for path in paths]
-    shards = Shards([opened[number] for number in order])
+def _reopened(paths: list[str], order: list[int], n_rows: int, nnz: int, gene_order: str) -> Shards:
+    opened = [open_archive(Path(path)) for path in paths]
+    shards = Shards([opened[number] for number in order], gene_order=gene_order)
     if (shards.n_rows, shards.nnz) != (n_rows, nnz):
         raise ArchiveError(
             f"{', '.join(paths)}: {shards.n_rows} rows of {shards.nnz} nonzeros, expected {n_rows} of {nnz}: "
@@ -145,7 +129,7 @@ def _repeated(names: NDArray[Any]) -> set[str]:
     return set(distinct[counts > 1].tolist())
 
 
-def _common_width(archives: Sequence[RawArchive]) -> int:
+def _common_width(archives: Sequence[Archive]) -> int:
     """Return the number of genes of all archives. Raises ValueError naming the first difference."""
     for archive in archives:
         if len(archive.var) != 1:
@@ -168,7 +152,7 @@ def _common_width(archives: Sequence[RawArchive]) -> int:
     return width
 
 
-def _compare_genes(first: RawArchive, other: RawArchive) -> None:
+def _compare_genes(first: Archive, other: Archive) -> None:
     """Raise ValueError naming the first gene that differs, by name or, where an archive has no names, by the text columns of both."""
     known = [_described(archive.var.blocks[0]) for archive in (first, other)]
     common = [name for name in known[0] if name in known[1]]
@@ -199,8 +183,8 @@ def _described(block: Block) -> dict[str, Callable[[], Column]]:
     return columns if names is None else {NAMES: lambda: names} | columns
 
 
-def _common_dtype(archives: Sequence[RawArchive]) -> np.dtype[Any]:
+def _common_dtype(archives: Sequence[Archive]) -> np.dtype[Any]:
     """Return the dtype of the values of a batch: what torch computes in for what is stored, and the widest of several."""
     stored = {archive.dtype.name: archive.dtype for archive in archives}
-    dtypes = [np.dtype(np.int64) if name == "uint64" else BATCH_DTYPES.get(name, dtype) for name, dtype in stored.items()]
-    return np.result_type(*dtypes)
+    made = BATCH_DTYPES | PACKED_DTYPES
+    return np.result_type(*(made.get(name, dtype) for name, dtype in stored.items()))

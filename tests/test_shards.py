@@ -53,7 +53,7 @@ def test_rows_are_found_across_archives(make: Make) -> None:
     whole = sp.vstack([*parts, parts[0]]).tocsr()
     wanted = np.array([0, 19, 4, 5, 5, 6, 14, 15, 3, 0])
 
-    shard, starts, indptr = shards.extents(wanted)
+    shard, starts, packed, indptr = shards.extents(wanted)
 
     assert (shards.n_rows, shards.n_vars, shards.nnz) == (20, N_VARS, whole.nnz)
     assert shard.tolist() == [0, 4, 0, 2, 2, 3, 3, 4, 0, 0]
@@ -62,7 +62,9 @@ def test_rows_are_found_across_archives(make: Make) -> None:
         archive = shards.archives[shard[k]]
         part = slice(starts[k], starts[k] + indptr[k + 1] - indptr[k])
         np.testing.assert_array_equal(archive.indices[part], whole[row].indices)
-        assert shards.locate(int(row)) == (archive, int(row) - [0, 5, 5, 6, 15][shard[k]])
+        part, number = shards.locate(int(row))
+        assert (part.archive, number) == (archive, int(row) - [0, 5, 5, 6, 15][shard[k]])
+    assert packed.size == 0
 
 
 @given(

@@ -1,0 +1,87 @@
+"""The gene orders of packed shards, each once, however many shards have it.
+
+Knows tables of gene orders and how batches number genes, not rows. Orders are merged by the hashes that their shards record,
+so a thousand shards of one order need one table; the shard that a table is taken from is checked when it is taken.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl_gpu.errors import ArchiveError
+from scdl_gpu.kernels.packed import ORDER, order_entry
+
+if TYPE_CHECKING:
+    from scdl_gpu.archive.packed_shard import PackedShard
+
+MOST_BYTES = 256 << 20
+"""Of all tables together: every process, and a GPU, has them beside the rows."""
+MOST_ORDERS = 1 << 16
+"""A row to gather has 16 bits for its order."""
+
+
+class GeneOrders:
+    """The orders of shards, one after the other; None stands for a raw archive, whose columns are var numbers.
+
+    places: where each order of each shard stands among the distinct ones, those of shard number s from firsts[s] on.
+    is_stored: rows are left in their order, which must be one and the same. Raises ValueError where it is not then, and
+    ArchiveError for a damaged table, and for tables of more than MOST_BYTES.
+    """
+
+    def __init__(self, shards: "Sequence[PackedShard | None]", n_vars: int, *, is_stored: bool = False) -> None:
+        self.firsts = np.cumsum([0, *(0 if shard is None else len(shard.orders) for shard in shards)], dtype=np.int64)
+        self.places = np.zeros(int(self.firsts[-1]), np.uint16)
+        self.tables: list[NDArray[Any] | None] = []
+        self._n_vars, self._is_stored = n_vars, is_stored
+        owners = self._merge(shards)
+        if is_stored:
+            self._check_stored(shards, owners)
+            self.places[:] = 0
+
+    @property
+    def table(self) -> NDArray[Any]:
+        """Make the (k,) ORDER of the call, of addresses of this object's tables."""
+        if self._is_stored:
+            return order_entry(None)
+        return np.concatenate([np.zeros(0, ORDER), *(order_entry(table) for table in self.tables)])
+
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """The var number of each column of a row, (n_vars,)."""
+        stored = self.tables[0] if self._is_stored and self.tables else None
+        return np.arange(self._n_vars) if stored is None else np.asarray(stored, np.int64)
+
+    def _merge(self, shards: "Sequence[PackedShard | None]") -> "list[PackedShard]":
+        """Find the distinct orders; returns the shard that each is taken from."""
+        known: dict[bytes, int] = {}
+        owners, size_bytes = [], 0
+        for number, shard in enumerate(shards):
+            if shard is None:
+                continue
+            for k, order in enumerate(shard.orders):
+                if order.digest not in known:
+                    shard.check_tables()
+                    known[order.digest] = len(self.tables)
+                    self.tables.append(order.table)
+                    owners.append(shard)
+                    size_bytes += 0 if order.table is None else order.table.nbytes
+                    self._check_size(shard, size_bytes)
+                self.places[self.firsts[number] + k] = known[order.digest]
+        return owners
+
+    def _check_size(self, shard: "PackedShard", size_bytes: int) -> None:
+        if size_bytes > MOST_BYTES or len(self.tables) > MOST_ORDERS:
+            raise ArchiveError(
+                f"{shard.path}: up to this shard there are {len(self.tables):,} different gene orders of {size_bytes:,} bytes, expected at "
+                f"most {MOST_ORDERS:,} and {MOST_BYTES:,}; open fewer archives at once, or pack them with fewer groups"
+            )
+
+    def _check_stored(self, shards: "Sequence[PackedShard | None]", owners: "list[PackedShard]") -> None:
+        """Raise ValueError naming shards with different orders."""
+        cure = 'leave out gene_order="stored", or pack without groups, in one order'
+        if len(owners) > 1:
+            raise ValueError(f"{owners[0].path} has another gene order than {owners[1].path}; {cure}")
+        if None in shards and self.tables and self.tables[0] is not None:
+            raise ValueError(f"{owners[0].path} has a gene order of its own, the raw archives have that of var; {cure}")

@@ -1,0 +1,189 @@
+"""Archives cut into parts, and where rows lie in them: a raw archive is one part, a packed one has as many as shards.
+
+Knows row pointers, row tables and gene orders, not batches or where payloads are placed. Locating costs O(batch), a search
+over the parts; nothing is copied. The tables of a packed shard are checked when a row of it is first located; gene orders
+that are equal are one, by their hashes, so that a thousand shards of one order need one table.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl_gpu.archive.orders import GeneOrders
+from scdl_gpu.archive.raw import RawArchive
+from scdl_gpu.errors import ArchiveError
+from scdl_gpu.kernels.packed import PACKED, ROW, shard_entry
+from scdl_gpu.kernels.shards import SHARD, entry
+
+if TYPE_CHECKING:
+    from scdl_gpu.archive.packed import PackedArchive
+    from scdl_gpu.archive.packed_shard import PackedShard
+
+Ints = NDArray[np.int64]
+Archive = Union[RawArchive, "PackedArchive"]
+NO_SLOTS = np.empty(0, np.int32)
+"""Rows go where they stand."""
+
+
+class Extents(NamedTuple):
+    """Where the rows of a batch lie.
+
+    part: (b,) int32, empty where there is one; starts: (b,) int64, of raw rows, in elements of their part; rows: (b,) ROW, of
+    packed ones, (0,) where there are none; indptr: (b + 1,) int64 of the batch.
+    """
+
+    part: NDArray[np.int32]
+    starts: Ints
+    rows: NDArray[Any]
+    indptr: Ints
+
+
+class Share(NamedTuple):
+    """The rows of a batch that lie in parts of one kind, in the order of the batch.
+
+    part: as of Extents; where: their `starts`, or `rows`; slots: (n,) int32, the place of each in the batch, empty where it is its
+    place here; indptr: (n + 1,) int64, their lengths, summed.
+    """
+
+    part: NDArray[np.int32]
+    where: NDArray[Any]
+    slots: NDArray[np.int32]
+    indptr: Ints
+
+
+class Part(NamedTuple):
+    """A raw archive, or a shard of a packed one. first: its first row, as the archive counts them.
+
+    table: row pointers, or entries of rows; limit: the nonzeros, or the words, that they may not exceed.
+    """
+
+    archive: Archive
+    shard: "PackedShard | None"
+    first: int
+    n_rows: int
+    table: NDArray[Any]
+    limit: int
+
+    def name(self, row: int) -> str:
+        """Name a row, as this part counts them, for an error."""
+        if self.shard is None:
+            return f"{self.archive.path}: row {row}"
+        return f"{self.shard.path}: row {row}" + (f" (row {self.first + row} of the archive)" if self.first else "")
+
+
+def _parts_of(archive: Archive) -> Iterator[Part]:
+    if isinstance(archive, RawArchive):
+        yield Part(archive, None, 0, archive.n_rows, np.asarray(archive.indptr), archive.nnz)
+        return
+    first = 0
+    for shard in archive.shards:
+        yield Part(archive, shard, first, shard.n_rows, shard.entries, shard.n_words)
+        first += shard.n_rows
+
+
+class Parts:
+    """All parts of archives with `n_vars` genes each, one after the other; rows are numbered over all of them.
+
+    is_stored: columns are numbered as the packed parts have them, see `GeneOrders`; raises what that does.
+    """
+
+    def __init__(self, archives: Sequence[Archive], n_vars: int, *, is_stored: bool = False) -> None:
+        self.parts = tuple(part for archive in archives for part in _parts_of(archive))
+        self.is_packed = np.array([part.shard is not None for part in self.parts], bool)
+        self.orders = GeneOrders([part.shard for part in self.parts], n_vars, is_stored=is_stored)
+        self._n_vars = n_vars
+        self._ends: Ints = np.cumsum([part.n_rows for part in self.parts], dtype=np.int64)
+        self._addresses = np.array([part.table.ctypes.data for part in self.parts], np.uint64)
+        self._entry_bytes = np.array([part.table.itemsize for part in self.parts], np.uint8)
+        self._limits = np.array([part.limit for part in self.parts], np.int64)
+        self._unchecked = self.is_packed.copy()
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows there are."""
+        return int(self._ends[-1]) if self.parts else 0
+
+    @cached_property
+    def raw_table(self) -> NDArray[Any]:
+        """Make the table of shards (parts,) SHARD of the raw parts, by addresses of their maps; the others are empty."""
+        table = np.zeros(len(self.parts), SHARD)
+        for number, part in enumerate(self.parts):
+            if isinstance(part.archive, RawArchive):
+                table[number] = entry(np.asarray(part.archive.indices), np.asarray(part.archive.data), is_sorted=part.archive.canonical)[0]
+        return table
+
+    @cached_property
+    def packed_table(self) -> NDArray[Any]:
+        """Make the table of shards (parts,) PACKED of the packed parts, by addresses of their maps; the others are empty."""
+        table = np.zeros(len(self.parts), PACKED)
+        for number, part in enumerate(self.parts):
+            if part.shard is not None:
+                table[number] = shard_entry(part.shard.payload, part.shard.n_words, part.shard.source)[0]
+        return table
+
+    def locate(self, row: int) -> tuple[Part, int]:
+        """Return the part that holds row 0 <= row < n_rows, and its number there."""
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        part = self.parts[number]
+        return part, row - int(self._ends[number]) + part.n_rows
+
+    def extents(self, rows: Ints) -> Extents:
+        """Find where rows, each 0 <= row < n_rows, lie. Raises ArchiveError naming a damaged one."""
+        from scdl_gpu.kernels import pointers
+
+        n, is_one = rows.size, len(self.parts) == 1
+        number, starts, indptr = np.empty(n, np.int32), np.empty(n, np.int64), np.empty(n + 1, np.int64)
+        packed = np.empty(n if self.is_packed.any() else 0, ROW)
+        where = (self._ends, self._addresses, self._entry_bytes, self._limits)
+        if self.is_packed.any():
+            orders = (self.orders.firsts, self.orders.places, self._n_vars)
+            bad = pointers.mixed_pointers(*where, *orders, rows, number, starts, packed, indptr)
+        elif is_one:
+            bad = pointers.row_pointers(self.parts[0].table, rows, self._limits[0], starts, indptr)
+        else:
+            bad = pointers.shard_pointers(*where, rows, number, starts, indptr)
+        if bad != pointers.OK:
+            self._raise(int(rows[bad]))
+        if self._unchecked.any():
+            self._check_tables(number)
+        return Extents(number[:0] if is_one else number, starts, packed, indptr)
+
+    def shares(self, extents: Extents) -> tuple[Share | None, Share | None]:
+        """Deal out the rows of a batch: those of raw parts, and those of packed ones; None for neither."""
+        part, starts, rows, indptr = extents
+        if not extents.rows.size:
+            return Share(part, starts, NO_SLOTS, indptr), None
+        if self.is_packed.all():
+            return None, Share(part, rows, NO_SLOTS, indptr)
+        is_packed = self.is_packed[part]
+        return _share(part, starts, indptr, ~is_packed), _share(part, rows, indptr, is_packed)
+
+    def _check_tables(self, numbers: NDArray[np.int32]) -> None:
+        """Check the tables of packed parts that are used for the first time. Raises ArchiveError."""
+        for number in np.unique(numbers[self._unchecked[numbers]]):
+            shard = self.parts[number].shard
+            if shard is not None:
+                shard.check_tables()
+            self._unchecked[number] = False
+
+    def _raise(self, row: int) -> NoReturn:
+        """Say what is wrong with the pointers, or with the entry, of a row."""
+        part, local = self.locate(row)
+        if part.shard is not None:
+            part.shard.check_tables()
+            here, after = part.table[local].item(), part.table[local + 1].item()
+            what = f"is {here} in the row table, the next row begins at word {after[0]} of {part.limit}"
+        else:
+            what = f"runs from {part.table[local]} to {part.table[local + 1]}, expected 0 <= start <= stop <= {part.limit}"
+        raise ArchiveError(f"{part.name(local)} {what}; the file is damaged: copy it again, or convert the source anew")
+
+
+def _share(part: NDArray[np.int32], where: NDArray[Any], indptr: Ints, marks: NDArray[np.bool_]) -> Share | None:
+    """Take the marked rows out of a batch."""
+    slots = np.flatnonzero(marks).astype(np.int32)
+    if not slots.size:
+        return None
+    return Share(part[slots], where[slots], slots, np.concatenate(([0], np.cumsum(np.diff(indptr)[slots]))))
