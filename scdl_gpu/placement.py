@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scdl_gpu.archive.parts import Archive
 from scdl_gpu.archive.raw import RawArchive
 from scdl_gpu.arena import Arena, available_bytes
 from scdl_gpu.device import Device, size_words
 from scdl_gpu.errors import DeviceError
+from scdl_gpu.kernels.packed import PACKED
 from scdl_gpu.kernels.shards import ALIGNMENT, SHARD, kind_of
-from scdl_gpu.slab import Bounced, InPlace, Layout, Progress, fill
+from scdl_gpu.slab import Bounced, InPlace, Layout, PackedPlot, Progress, RawPlot, fill
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class Plan:
 
 
 def choose(
-    archives: Sequence[RawArchive],
+    archives: Sequence[Archive],
     device: Device | None,
     *,
     placement: str = "auto",
@@ -159,7 +161,7 @@ class Placed:
         self.close()
 
 
-def place(archives: Sequence[RawArchive], plan: Plan, device: Device | None, *, progress: Progress = lambda _: None) -> Placed:
+def place(archives: Sequence[Archive], plan: Plan, device: Device | None, *, progress: Progress = lambda _: None) -> Placed:
     """Bring `archives` to where `plan` says, checking every row; returns when they are there.
 
     progress: called with bytes after each piece. Pinned rows are shared by the processes of a node: the first fills them.
@@ -215,14 +217,26 @@ def _wait(device: Device) -> None:
 
 
 def _entries(layout: Layout, base: int, is_sorted: list[bool]) -> NDArray[Any]:
-    """Make the table of shards of a slab that kernels see at `base`."""
+    """Make the table of shards of a slab that kernels see at `base`: of raw parts, the others are empty."""
     if base % ALIGNMENT:
         raise DeviceError(f"memory begins at {base:#x}, expected a multiple of {ALIGNMENT}")
-    entries = np.zeros(len(layout.numbers), SHARD)
-    for entry, number in zip(entries, layout.numbers, strict=True):
-        archive, place = layout.archives[number], layout.places[number]
-        entry["indices"], entry["data"], entry["nnz"] = base + place.indices, base + place.data, archive.nnz
-        entry["index_bytes"], entry["kind"], entry["is_sorted"] = archive.indices.itemsize, kind_of(archive.data.dtype), is_sorted[number]
+    entries = np.zeros(len(layout.parts), SHARD)
+    entries["is_sorted"] = True
+    for entry, part, number in zip(entries, layout.parts, layout.numbers, strict=True):
+        archive, plot = part.archive, layout.plots[number]
+        if isinstance(archive, RawArchive) and isinstance(plot, RawPlot):
+            entry["indices"], entry["data"], entry["nnz"] = base + plot.indices, base + plot.data, archive.nnz
+            entry["index_bytes"], entry["kind"], entry["is_sorted"] = archive.indices.itemsize, kind_of(archive.dtype), is_sorted[number]
+    return entries
+
+
+def _packed_entries(layout: Layout, base: int) -> NDArray[Any]:
+    """Make the table of packed shards of a slab that kernels see at `base`; other parts are empty."""
+    entries = np.zeros(len(layout.parts), PACKED)
+    for entry, part, number in zip(entries, layout.parts, layout.numbers, strict=True):
+        plot = layout.plots[number]
+        if part.shard is not None and isinstance(plot, PackedPlot):
+            entry["payload"], entry["words"], entry["source"] = base + plot.payload, part.shard.n_words, part.shard.source
     return entries
 
 

@@ -67,6 +67,11 @@ class Part(NamedTuple):
     table: NDArray[Any]
     limit: int
 
+    @property
+    def key(self) -> Any:
+        """What is equal for parts of the same files in the same state."""
+        return self.archive.stamp or (id(self.archive),) if self.shard is None else (self.shard.path, self.shard.digest)
+
     def name(self, row: int) -> str:
         """Name a row, as this part counts them, for an error."""
         if self.shard is None:
@@ -74,7 +79,8 @@ class Part(NamedTuple):
         return f"{self.shard.path}: row {row}" + (f" (row {self.first + row} of the archive)" if self.first else "")
 
 
-def _parts_of(archive: Archive) -> Iterator[Part]:
+def parts_of(archive: Archive) -> Iterator[Part]:
+    """Cut an archive into its parts."""
     if isinstance(archive, RawArchive):
         yield Part(archive, None, 0, archive.n_rows, np.asarray(archive.indptr), archive.nnz)
         return
@@ -91,7 +97,7 @@ class Parts:
     """
 
     def __init__(self, archives: Sequence[Archive], n_vars: int, *, is_stored: bool = False) -> None:
-        self.parts = tuple(part for archive in archives for part in _parts_of(archive))
+        self.parts = tuple(part for archive in archives for part in parts_of(archive))
         self.is_packed = np.array([part.shard is not None for part in self.parts], bool)
         self.orders = GeneOrders([part.shard for part in self.parts], n_vars, is_stored=is_stored)
         self._n_vars = n_vars
