@@ -243,10 +243,9 @@ class Check:
 
     def test(self) -> None:
         """Run the tests that are marked gpu, where pytest is installed."""
-        files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text()]
         seconds = self._seconds("gpu tests", a_GPU=not self._flags, pytest=importlib.util.find_spec("pytest") is not None)
         if seconds:
-            start, command = time.monotonic(), [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files]
+            start, command = time.monotonic(), [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *gpu_test_files()]
             with (self._out / "gpu-check.log").open("a") as log:
                 status, said = _call(command, seconds, log, folder=ROOT)
             what = "done" if status == 0 else "not available" if status == NO_TESTS else "failed"
@@ -290,6 +289,11 @@ class Check:
         status = "done" if done and run.returncode == 0 else "not available" if refused else "failed"
         self.record.step(name, status=status, seconds=round(time.monotonic() - start, 1), summary=summary, lines=lines[:40])
         print(f"== {name}: {status}, {summary}", flush=True)
+
+
+def gpu_test_files() -> list[str]:
+    """List the files with tests that are marked gpu; the others may need packages that are not there."""
+    return [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text()]
 
 
 def _call(command: list[str], seconds: float, log: Any, folder: Path | None = None) -> tuple[int, str]:

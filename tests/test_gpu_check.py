@@ -115,6 +115,36 @@ def test_without_a_sanitizer(tmp_path: Path, modules: SimpleNamespace, monkeypat
     assert run.record.read()["steps"]["compute-sanitizer racecheck"]["why"] == "compute sanitizer is not there"
 
 
+WITHOUT = """
+import sys
+for name in ("anndata", "isal", "h5py", "kvikio", "dask"):
+    sys.modules[name] = None
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+"""A pytest on a machine that lacks what a machine with a GPU often lacks."""
+
+
+def test_the_tests_of_the_loader_are_among_those_for_a_gpu(modules: SimpleNamespace) -> None:
+    """The step "gpu tests" runs the loader's tests, each on a real device too, in every placement; they need no anndata, nor h5py."""
+    files = modules.check.gpu_test_files()
+    command = [sys.executable, "-c", WITHOUT, "-q"]
+    collected, run = (
+        subprocess.run([*command, *options], capture_output=True, text=True, check=False, cwd=BENCHMARKS.parent)
+        for options in (
+            ["--collect-only", "-m", "gpu", *files],
+            ["-m", "not gpu", "-k", "several_archives or close_gives", str(BENCHMARKS.parent / "tests" / "test_loader_cuda.py")],
+        )
+    )
+
+    names = {line.rpartition("::")[2] for line in collected.stdout.splitlines() if "test_loader_cuda.py::" in line}
+    assert collected.returncode == run.returncode == 0, collected.stdout + run.stdout
+    for placement in ("device", "pinned", "host"):
+        assert f"test_several_archives_of_several_dtypes[gpu-{{}}-{placement}]" in names
+    assert len(names) > 120
+    assert "test_a_gpu_copies_both_ways" in collected.stdout
+
+
 def test_wrong_batches_are_not_measured(modules: SimpleNamespace) -> None:
     """A gather whose result is not SciPy's, or that reports a fault, raises instead of giving figures."""
     bench = modules.kernels.Bench(modules.machine.Rehearsal())
