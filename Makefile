@@ -4,7 +4,7 @@
 #   make test      lint, types and every test that is neither exhaustive nor needs a GPU
 #   make test-all  the same with the exhaustive tests
 #   make check     lint, types and the house rules only
-#   make gpu-check what only a GPU can prove, in under eight minutes: needs torch with CUDA, CuPy, Numba and SciPy in GPU_PYTHON; installs nothing
+#   make gpu-check what only a GPU can prove, in under eight minutes: needs torch with CUDA, CuPy, Numba, SciPy, pandas, pyarrow, xxhash and tqdm in GPU_PYTHON; installs nothing
 #
 # PYTHON=python3.12, VENV=/elsewhere, PYTEST_ARGS="-k header", SCDL_TEST_DATA=/folder/of/h5ad
 

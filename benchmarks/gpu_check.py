@@ -2,11 +2,11 @@
 
     make gpu-check        or: python benchmarks/gpu_check.py [--out FOLDER] [--minutes 8] [--only STEP ...] [--rehearse]
 
-Needs torch with CUDA, CuPy, Numba and SciPy; no anndata, no files: data is made on the spot. FOLDER ($OUT, or
-./gpu-check) gets gpu-check.json, whole after every step, and what steps printed. Steps run in a process of their own: one
-that dies (an illegal address ends a CUDA context for good) is recorded, and the next process takes up the steps after it.
-What a machine refuses, such as a sanitizer, is recorded as not available. --rehearse runs all of it, tiny, on the
-emulator of tests/emulator.
+Needs torch with CUDA, CuPy, Numba and SciPy, its loader steps pandas, pyarrow, xxhash and tqdm; no anndata, no files: data
+is made on the spot. FOLDER ($OUT, or ./gpu-check) gets gpu-check.json, whole after every step, and what steps printed.
+Steps run in a process of their own: one that dies (an illegal address ends a CUDA context for good) is recorded, and the
+next process takes up the steps after it. What a machine refuses, such as a sanitizer, is recorded as not available.
+--rehearse runs all of it, tiny, on the emulator of tests/emulator.
 """
 
 import argparse
@@ -36,6 +36,8 @@ SMALL_CASES = (
 )
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 SANITIZER_SECONDS = 100
+SANITIZED = ["small cases", "small loader"]
+"""initcheck runs the first only: kernels load whole words of 16 bytes, and what pads the rows of a loader is never written."""
 NO_TESTS = 5
 """What pytest ends with where it collects none."""
 
@@ -150,13 +152,12 @@ def small_cases(bench: Any) -> Results:
 
 
 def all_steps() -> Steps:
-    """Give every step by name, in order; those of loader_gpu.py beside this file too, if it is there."""
+    """Give every step by name, in order."""
     import kernels_gpu
+    import loader_gpu
 
-    found: Steps = {"named cases": named_cases, "every dtype": every_dtype, "edges": edges, "faults": faults, **kernels_gpu.STEPS}
-    if importlib.util.find_spec("loader_gpu"):
-        found |= importlib.import_module("loader_gpu").STEPS
-    return found
+    correctness: Steps = {"named cases": named_cases, "every dtype": every_dtype, "edges": edges, "faults": faults}
+    return {**correctness, **kernels_gpu.STEPS, **loader_gpu.STEPS}
 
 
 def run_steps(names: list[str], out: Path, *, rehearse: bool) -> None:
@@ -243,10 +244,9 @@ class Check:
 
     def test(self) -> None:
         """Run the tests that are marked gpu, where pytest is installed."""
-        files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text()]
         seconds = self._seconds("gpu tests", a_GPU=not self._flags, pytest=importlib.util.find_spec("pytest") is not None)
         if seconds:
-            start, command = time.monotonic(), [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files]
+            start, command = time.monotonic(), [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *gpu_test_files()]
             with (self._out / "gpu-check.log").open("a") as log:
                 status, said = _call(command, seconds, log, folder=ROOT)
             what = "done" if status == 0 else "not available" if status == NO_TESTS else "failed"
@@ -274,7 +274,8 @@ class Check:
         own.mkdir(exist_ok=True)
         # torch's cache of freed blocks would hide an access just behind a tensor.
         environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        command = [program, "--tool", tool, "--error-exitcode", "9", *self.command(["small cases"], own)]
+        names = SANITIZED[:1] if tool == "initcheck" else SANITIZED
+        command = [program, "--tool", tool, "--error-exitcode", "9", *self.command(names, own)]
         start = time.monotonic()
         try:
             run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, env=environment)
@@ -282,7 +283,8 @@ class Check:
             self.record.step(name, status="not available", why=f"not done after {seconds:.0f} s")
             return
         finally:
-            done = (Record(own).read()["steps"].get("small cases") or {}).get("status") == "done"
+            steps = Record(own).read()["steps"]
+            done = all((steps.get(name) or {}).get("status") == "done" for name in names)
             shutil.rmtree(own)
         lines = [line.strip() for line in (run.stdout + run.stderr).splitlines() if line.startswith("=========")]
         summary = next((line for line in lines if "SUMMARY" in line), lines[-1] if lines else f"exit status {run.returncode}")
@@ -290,6 +292,11 @@ class Check:
         status = "done" if done and run.returncode == 0 else "not available" if refused else "failed"
         self.record.step(name, status=status, seconds=round(time.monotonic() - start, 1), summary=summary, lines=lines[:40])
         print(f"== {name}: {status}, {summary}", flush=True)
+
+
+def gpu_test_files() -> list[str]:
+    """List the files with tests that are marked gpu; the others may need packages that are not there."""
+    return [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text()]
 
 
 def _call(command: list[str], seconds: float, log: Any, folder: Path | None = None) -> tuple[int, str]:

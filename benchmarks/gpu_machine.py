@@ -139,6 +139,10 @@ class Rehearsal(Machine):
 
         super().__init__(EmulatedDevice(launcher=Emulator(1)), 1024)
 
+    def synchronize(self) -> None:
+        """Do what is enqueued."""
+        self.device.record().wait()
+
     def seconds(self, runs: Sequence[Run], repeats: int = 1) -> float:
         """Time by the host's clock."""
         start = time.perf_counter()

@@ -11,7 +11,7 @@ bytes written. Every batch that is timed is compared with SciPy.
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ ROTATED_BYTES = 256 << 20
 NOTHING = torch.empty(0, dtype=torch.int32)
 
 Result = dict[str, Any]
+Select = Callable[[torch.Tensor], Any]
 
 
 def make_base(n_rows: int, *, n_vars: int = N_VARS, seed: int = 0) -> sp.csr_matrix:
@@ -279,7 +280,7 @@ def csr(bench: Bench) -> list[Result]:
     for n_rows in SIZES:
         runs = [Csr(batch, table) for batch in batches(bench.resident, n_rows, 12_000)]
         found.append(measure(bench.machine, runs, what="csr", placement="device", limit="device_copy"))
-    return _with_percent(bench, found, "moved_gb_per_second")
+    return with_percent(bench, found, "moved_gb_per_second")
 
 
 def csr_variants(bench: Bench) -> list[Result]:
@@ -296,7 +297,7 @@ def csr_variants(bench: Bench) -> list[Result]:
         runs = [Csr(batch, rows.table()) for batch in batches(rows, 16_384, 12_000)]
         found.append(measure(bench.machine, runs, what=f"csr, {dtype} values", placement="device", limit="device_copy"))
         rows.close()
-    return _with_percent(bench, found, "moved_gb_per_second")
+    return with_percent(bench, found, "moved_gb_per_second")
 
 
 def pinned(bench: Bench) -> list[Result]:
@@ -307,7 +308,7 @@ def pinned(bench: Bench) -> list[Result]:
             runs = [Csr(batch, table) for batch in batches(bench.pinned, n_rows, 12_000, sort=sort)]
             what = f"csr, {'sorted' if sort else 'in the order of the batch'}"
             found.append(measure(bench.machine, runs, what=what, placement="pinned", limit="host_copy"))
-    return _with_percent(bench, found, "read_gb_per_second")
+    return with_percent(bench, found, "read_gb_per_second")
 
 
 def dense(bench: Bench) -> list[Result]:
@@ -327,7 +328,7 @@ def dense(bench: Bench) -> list[Result]:
             width = variable.size if "genes" in how else n_vars
             runs = [Dense(batch, table, **how) for batch in batches(bench.resident, n_rows, 4 * width)]
             found.append(measure(bench.machine, runs, what=f"dense {what}", placement="device", limit="device_write"))
-    return _with_percent(bench, found, "moved_gb_per_second")
+    return with_percent(bench, found, "moved_gb_per_second")
 
 
 class Through:
@@ -358,67 +359,68 @@ def pinned_dense(bench: Bench) -> list[Result]:
             runs = [kind(batch, table, **how) for batch in batches(bench.pinned, 4_096, 2 * N_VARS, sort=True)]
             words = f"dense bfloat16{', normalised, log1p' if len(how) > 1 else ''}, {what}"
             found.append(measure(bench.machine, runs, what=words, placement="pinned", limit="host_copy"))
-    return _with_percent(bench, found, "read_gb_per_second")
+    return with_percent(bench, found, "read_gb_per_second")
 
 
 def rivals(bench: Bench) -> list[Result]:
     """Gather the same rows of the same matrix by torch, by CuPy, and by the kernel: int32 columns, float32 values."""
-    machine, n_copies = bench.machine, 24
-    base, stride = bench.base, bench.base.nnz
-    indptr = np.concatenate([[0], (np.arange(n_copies)[:, None] * stride + base.indptr[1:]).ravel()])
-    indices, data = (machine.tensor(array).repeat(n_copies) for array in (base.indices, base.data))
-    shape, crow = (n_copies * base.shape[0], base.shape[1]), machine.tensor(indptr.astype(np.int32))
-    makers: dict[str, Callable[[torch.Tensor], Callable[[], Any]]] = {
-        "torch index_select, CSR": _torch_csr(crow, indices, data, shape),
-        "torch index_select, COO": _torch_coo(crow, indices, data, shape),
-        "CuPy CSR[rows]": _cupy(crow, indices, data, shape),
-    }
+    machine, base, n_copies = bench.machine, bench.base, 24
+    crow, indices, data, shape = repeated(machine, base, n_copies)
     found, random = [], np.random.default_rng(9)
     for n_rows in (1_024, 16_384):
         rows = random.integers(0, shape[0], max(4, n_rows // machine.scale))
         chosen = machine.tensor(rows)
         facts = {"rows": rows.size, "placement": "device"}
-        for what, maker in makers.items():
+        for what, open_matrix in selectors(crow, indices, data, shape).items():
             try:
-                seconds = machine.seconds([maker(chosen)], repeats=3)
+                select = open_matrix()
+                seconds = machine.seconds([partial(select, chosen)], repeats=3)
             except (RuntimeError, ImportError, TypeError) as error:
                 found.append({"what": what, "not_available": str(error)[:160], **facts})
                 continue
             found.append({"what": what, "microseconds": seconds * 1e6, "cells_per_second": rows.size / seconds, **facts})
-        ours = _kernel_on(machine, indices, data, indptr, rows, shape[1])
+        ours = _kernel_on(machine, indices, data, crow.cpu().numpy().astype(np.int64), rows, shape[1])
         seconds = machine.seconds([ours], repeats=3)
         found.append({"what": "gather_csr", "microseconds": seconds * 1e6, "cells_per_second": rows.size / seconds, **facts})
     return found
 
 
-def _torch_csr(crow: torch.Tensor, indices: torch.Tensor, data: torch.Tensor, shape: tuple[int, int]) -> Any:
-    matrix = torch.sparse_csr_tensor(crow, indices, data, shape, check_invariants=False)
-    return lambda rows: lambda: torch.index_select(matrix, 0, rows)
+def repeated(machine: Machine, base: sp.csr_matrix, n_copies: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, int]]:
+    """Lay many copies of a matrix one below the other on the device: row pointers and columns in int32, values, shape."""
+    indptr = np.concatenate([[0], (np.arange(n_copies)[:, None] * base.nnz + base.indptr[1:]).ravel()])
+    if indptr[-1] >= 1 << 31:
+        raise ValueError(f"{n_copies} copies of {base.nnz:,} nonzeros do not fit int32")
+    indices, data = (machine.tensor(array).repeat(n_copies) for array in (base.indices, base.data))
+    return machine.tensor(indptr.astype(np.int32)), indices, data, (n_copies * base.shape[0], base.shape[1])
 
 
-def _torch_coo(crow: torch.Tensor, indices: torch.Tensor, data: torch.Tensor, shape: tuple[int, int]) -> Any:
-    rows = torch.repeat_interleave(torch.arange(shape[0], device=data.device), crow.diff().long())
-    matrix = torch.sparse_coo_tensor(torch.stack((rows, indices.long())), data, shape, check_invariants=False, is_coalesced=True)
-    return lambda rows: lambda: torch.index_select(matrix, 0, rows)
+def selectors(crow: torch.Tensor, indices: torch.Tensor, data: torch.Tensor, shape: tuple[int, int]) -> dict[str, Callable[[], Select]]:
+    """Give ways of others to select rows of a CSR matrix: each, opened, takes row numbers on the device."""
 
+    def torch_csr() -> Select:
+        matrix = torch.sparse_csr_tensor(crow, indices, data, shape, check_invariants=False)
+        return lambda rows: torch.index_select(matrix, 0, rows)
 
-def _cupy(crow: torch.Tensor, indices: torch.Tensor, data: torch.Tensor, shape: tuple[int, int]) -> Any:
-    def maker(rows: torch.Tensor) -> Callable[[], Any]:
+    def torch_coo() -> Select:
+        rows = torch.repeat_interleave(torch.arange(shape[0], device=data.device), crow.diff().long())
+        matrix = torch.sparse_coo_tensor(torch.stack((rows, indices.long())), data, shape, check_invariants=False, is_coalesced=True)
+        return lambda rows: torch.index_select(matrix, 0, rows)
+
+    def cupy_csr() -> Select:
         if importlib.util.find_spec("cupyx") is None:
             raise ImportError("CuPy is not installed")
         import cupy
         from cupyx.scipy.sparse import csr_matrix
 
         matrix = csr_matrix(tuple(cupy.from_dlpack(array) for array in (data, indices, crow)), shape=shape)
-        chosen = cupy.from_dlpack(rows)
 
-        def run() -> None:
+        def select(rows: torch.Tensor) -> Any:
             with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
-                matrix[chosen]
+                return matrix[cupy.from_dlpack(rows)]
 
-        return run
+        return select
 
-    return maker
+    return {"torch index_select, CSR": torch_csr, "torch index_select, COO": torch_coo, "CuPy CSR[rows]": cupy_csr}
 
 
 def _kernel_on(machine: Machine, indices: torch.Tensor, data: torch.Tensor, indptr: np.ndarray, rows: np.ndarray, n_vars: int) -> Any:
@@ -438,7 +440,7 @@ def _kernel_on(machine: Machine, indices: torch.Tensor, data: torch.Tensor, indp
     return run
 
 
-def _with_percent(bench: Bench, found: list[Result], key: str) -> list[Result]:
+def with_percent(bench: Bench, found: list[Result], key: str) -> list[Result]:
     """Add to each result how much of its limit it reaches, with and without what the host adds."""
     for result in found:
         limit = bench.limits[result["limit"]]

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+LOADER_STEPS = ["loader device", "loader pinned", "loader host"]
 SANITIZERS = [f"compute-sanitizer {tool}" for tool in ("memcheck", "racecheck", "synccheck", "initcheck")]
 
 
@@ -39,8 +40,9 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     import gpu_check
     import gpu_machine
     import kernels_gpu
+    import loader_gpu
 
-    return SimpleNamespace(check=gpu_check, machine=gpu_machine, kernels=kernels_gpu)
+    return SimpleNamespace(check=gpu_check, machine=gpu_machine, kernels=kernels_gpu, loader=loader_gpu)
 
 
 def sanitizer(folder: Path, script: str) -> str:
@@ -53,20 +55,31 @@ def sanitizer(folder: Path, script: str) -> str:
 
 def test_everything_is_rehearsed(tmp_path: Path) -> None:
     """Every step is done, with figures for whatever was measured, and a sanitizer that runs is recorded with its summary."""
-    path = sanitizer(tmp_path, 'while [ "$1" != "9" ]; do shift; done; shift; "$@" && echo "========= ERROR SUMMARY: 0 errors"')
+    says = 'echo "========= $*"; while [ "$1" != "9" ]; do shift; done; shift; "$@" && echo "========= ERROR SUMMARY: 0 errors"'
+    path = sanitizer(tmp_path, says)
 
     run, record = check(tmp_path / "out", path=path)
 
     assert run.returncode == 0, run.stdout + run.stderr
     found = statuses(record)
     assert {name: status for name, status in found.items() if status != "done"} == {"gpu tests": "not available"}
-    assert {"named cases", "every dtype", "edges", "faults", "limits", "csr", "dense", "pinned", "rivals", *SANITIZERS} <= set(found)
+    steps = {"named cases", "every dtype", "edges", "faults", "limits", "csr", "dense", "pinned", "rivals", "small loader", *LOADER_STEPS}
+    assert {*steps, "loader rivals", *SANITIZERS} <= set(found)
     assert record["steps"]["compute-sanitizer memcheck"]["summary"] == "========= ERROR SUMMARY: 0 errors"
+    for tool in SANITIZERS:
+        assert ("small loader" in record["steps"][tool]["lines"][0]) == ("initcheck" not in tool)
     assert record["machine"]["gpu"] == "none: rehearsed on the emulator"
     for step in ("csr", "csr variants", "dense", "pinned", "pinned dense"):
         for result in record["steps"][step]["results"]:
             assert result["cells_per_second"] > 0
             assert result["graph_percent_of_limit"] > 0
+    for step in LOADER_STEPS:
+        results = record["steps"][step]["results"]
+        assert {result["batch_size"] for result in results} == {64, 1_024, 8_192}
+        assert len(results) == (7 if step == "loader host" else 9)
+        for result in results:
+            assert min(value for key, value in result.items() if key.endswith(("_per_second", "microseconds", "_of_limit"))) > 0
+    assert sum("cells_per_second" in result for result in record["steps"]["loader rivals"]["results"]) == 6
     assert (tmp_path / "out" / "gpu-check.log").read_text().count("== csr\n") == 1
 
 
@@ -115,6 +128,33 @@ def test_without_a_sanitizer(tmp_path: Path, modules: SimpleNamespace, monkeypat
     assert run.record.read()["steps"]["compute-sanitizer racecheck"]["why"] == "compute sanitizer is not there"
 
 
+WITHOUT = """
+import sys
+for name in ("anndata", "isal", "h5py", "kvikio", "dask"):
+    sys.modules[name] = None
+import pytest
+collected = pytest.main(["-q", "--collect-only", "-m", "gpu", *sys.argv[2:]])
+sys.exit(collected or pytest.main(["-q", "-m", "not gpu", "-k", "several_archives or close_gives", sys.argv[1]]))
+"""
+"""A machine that lacks what machines with a GPU often lack: collect the tests for a GPU, and run some of the emulated ones."""
+
+
+def test_the_tests_of_the_loader_are_among_those_for_a_gpu(modules: SimpleNamespace) -> None:
+    """The step "gpu tests" runs the loader's tests, each on a real device too, in every placement; they need no anndata, nor h5py."""
+    files = modules.check.gpu_test_files()
+    own = next(file for file in files if file.endswith("test_loader_cuda.py"))
+
+    run = subprocess.run([sys.executable, "-c", WITHOUT, own, *files], capture_output=True, text=True, check=False, cwd=BENCHMARKS.parent)
+
+    names = {line.rpartition("::")[2] for line in run.stdout.splitlines() if "test_loader_cuda.py::" in line}
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "12 passed" in run.stdout
+    for placement in ("device", "pinned", "host"):
+        assert f"test_several_archives_of_several_dtypes[gpu-{{}}-{placement}]" in names
+    assert len(names) > 120
+    assert "test_a_gpu_copies_both_ways" in run.stdout
+
+
 def test_wrong_batches_are_not_measured(modules: SimpleNamespace) -> None:
     """A gather whose result is not SciPy's, or that reports a fault, raises instead of giving figures."""
     bench = modules.kernels.Bench(modules.machine.Rehearsal())
@@ -128,6 +168,24 @@ def test_wrong_batches_are_not_measured(modules: SimpleNamespace) -> None:
     run.fault[0] = 2
     with pytest.raises(ValueError, match="reports faults"):
         run.check()
+
+
+def test_wrong_batches_of_a_loader_are_not_measured(modules: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loader whose first batch is not SciPy's raises instead of giving figures; what the machine has no room for is recorded."""
+    from scdl_gpu import DeviceError
+
+    bench = modules.kernels.Bench(modules.machine.Rehearsal())
+    source = modules.loader.cells(bench)
+    monkeypatch.setattr(source, "base", source.base * 2)
+
+    for output in ("csr", "dense float32", "dense bfloat16"):
+        with pytest.raises(ValueError, match="the batch is not what SciPy makes"):
+            modules.loader.measured(bench, "device", output, 64)
+    monkeypatch.setattr(modules.loader, "opened", lambda *_: (_ for _ in ()).throw(DeviceError("no room")))
+    result = modules.loader.placed("pinned", bench)[0]
+
+    assert result["not_available"] == "no room"
+    assert "percent_of_limit" not in result
 
 
 class FakeEvent:
@@ -211,8 +269,11 @@ def test_cupy_is_a_rival(modules: SimpleNamespace, monkeypatch: pytest.MonkeyPat
     for module in (cupy, cupyx, scipy_, sparse):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    bench = modules.kernels.Bench(modules.machine.Rehearsal())
 
-    found = modules.kernels.rivals(modules.kernels.Bench(modules.machine.Rehearsal()))
+    found, served = modules.kernels.rivals(bench), modules.loader.rivals(bench)
 
-    assert len(chosen) >= 2
+    assert len(chosen) >= 4
     assert all(result["cells_per_second"] > 0 for result in found if result["what"].startswith(("CuPy", "gather_csr")))
+    assert all(result["cells_per_second"] > 0 for result in served if "CuPy" in result["what"])
+    assert sum("CuPy" in result["what"] for result in served) == 2

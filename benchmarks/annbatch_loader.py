@@ -1,0 +1,185 @@
+"""Cells per second of GPUBatchLoader on the CPU, beside annbatch at its best over the same h5ad, in one run.
+
+    python3.12 -m venv ANNBATCH && ANNBATCH/bin/pip install 'annbatch[zarrs]'
+    python benchmarks/annbatch_loader.py FILE.h5ad --annbatch ANNBATCH/bin/python [--batch-size 64 1024] [--rounds 5]
+
+annbatch needs Python 3.12, so that it runs in an environment and a process of its own, which waits while ours runs: the two
+take turns, epoch by epoch, each with all cores, page cache warm. Its store is made beside FILE once, shuffled, as it
+advises, and so is our archive, values as float32, which annbatch yields. annbatch reads chunks of 512 rows through zarrs,
+a window of 16,384 rows; ours shuffles all rows. Neither carries obs, but for one line. Without torch in annbatch's
+environment it yields SciPy and NumPy, which spares it the way to torch; PyPI's torch for Linux brings all of CUDA along,
+the small build is `--index-url https://download.pytorch.org/whl/cpu torch`.
+Sums of all values are compared before anything is timed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+CHUNK, CHUNKS = 512, 32
+"""Rows that annbatch reads at once, and how often: a window of 16,384 rows."""
+PACKAGES = ("annbatch", "zarr", "zarrs", "anndata", "numpy", "scipy", "torch")
+
+
+# ---- annbatch's side: run by its own interpreter, imports nothing of ours
+
+
+def serve(source: Path, store: Path) -> None:
+    """Answer each line on stdin, a JSON object, by a line on stdout, until stdin ends."""
+    import zarr
+    from annbatch import DatasetCollection
+
+    if find_spec("zarrs"):
+        zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
+    collection = DatasetCollection(str(store))
+    start = time.perf_counter()
+    if collection.is_empty:
+        collection.add_adatas([str(source)])
+    versions = {name: metadata.version(name) for name in PACKAGES if find_spec(name)}
+    facts = {"versions": versions, "python": sys.version.split()[0], "seconds_to_convert": round(time.perf_counter() - start, 1)}
+    print(json.dumps(facts), flush=True)
+    loaders: dict[str, Any] = {}
+    for line in sys.stdin:
+        asked = json.loads(line)
+        key = f"{asked['batch_size']} {asked['obs']}"
+        if key not in loaders:
+            loaders[key] = _loader(collection, asked["batch_size"], obs=asked["obs"])
+        print(json.dumps(_epoch(loaders[key], asked["output"], is_summed=asked["sum"])), flush=True)
+
+
+def _loader(collection: Any, batch_size: int, *, obs: bool) -> Any:
+    import anndata as ad
+    from annbatch import Loader
+
+    def without_obs(group: Any) -> ad.AnnData:
+        return ad.AnnData(X=ad.io.sparse_dataset(group["X"]))
+
+    to = "torch" if find_spec("torch") else None
+    sizes = {"chunk_size": CHUNK, "preload_nchunks": CHUNKS, "batch_size": batch_size}
+    loader = Loader(**sizes, shuffle=True, drop_last=True, preload_to_gpu=False, to=to)
+    return loader.use_collection(collection, **({} if obs else {"load_adata": without_obs}))
+
+
+def _epoch(loader: Any, output: str, *, is_summed: bool) -> dict[str, float]:
+    cells, total = 0, 0.0
+    for batch in loader:
+        x = batch["X"]
+        if output == "dense":
+            x = x.to_dense() if hasattr(x, "to_dense") else x.toarray()
+        cells += x.shape[0]
+        if is_summed:
+            total += float(x.sum())
+    return {"cells": cells, "sum": total}
+
+
+# ---- our side
+
+
+class Annbatch:
+    """The process that serves. Raises SystemExit with what it said where it does not."""
+
+    def __init__(self, python: Path, source: Path, store: Path) -> None:
+        command = [str(python), __file__, "--serve", str(source), str(store)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.facts = self._answer()
+
+    def epoch(self, **asked: Any) -> dict[str, Any]:
+        """Let it run through an epoch."""
+        print(json.dumps({"sum": False, **asked}), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        for line in self._process.stdout or ():
+            if line.startswith("{"):
+                return dict(json.loads(line))
+        raise SystemExit(f"annbatch's process ended with {self._process.wait()}; see what it said above")
+
+    def close(self) -> None:
+        """End it."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._process.wait()
+
+
+def ours(archive: Path, batch_size: int, output: str) -> Callable[[], Iterator[Any]]:
+    """Make a run through an epoch of GPUBatchLoader."""
+    from scdl_gpu import GPUBatchLoader
+
+    loader = GPUBatchLoader(archive, batch_size, device="cpu", output=output, drop_last=True)
+    return lambda: (batch.x for batch in loader)
+
+
+def checked(annbatch: Annbatch, archive: Path, batch_size: int, output: str) -> int:
+    """Run both once and give the cells of an epoch. Raises SystemExit where they differ by more than the rows that are dropped."""
+    import torch
+
+    from scdl_gpu import SingleCellMemMapDataset
+
+    theirs = annbatch.epoch(batch_size=batch_size, output=output, obs=False, sum=True)
+    cells, total = 0, 0.0
+    for x in ours(archive, batch_size, output)():
+        values = x if x.layout == torch.strided else x.values()
+        cells, total = cells + x.shape[0], total + float(values.double().sum())
+    n_rows = len(SingleCellMemMapDataset(archive))
+    left = max((n_rows - cells) / n_rows, 1e-6)
+    if theirs["cells"] != cells or abs(theirs["sum"] - total) > left * total:
+        raise SystemExit(f"the loaders disagree: {theirs} of annbatch, {cells} cells with the sum {total} of ours")
+    return cells
+
+
+def compare(annbatch: Annbatch, archive: Path, batch_size: int, output: str, rounds: int) -> None:
+    """Let them take turns, and print the results."""
+    from dataloader import drain
+
+    from scdl_gpu import SingleCellMemMapDataset, bench
+
+    cells = checked(annbatch, archive, batch_size, output)
+    run, dataset = ours(archive, batch_size, output), SingleCellMemMapDataset(archive)
+    asked = {"batch_size": batch_size, "output": output}
+    alternatives: dict[str, Callable[[], Any]] = {
+        f"GPUBatchLoader {output}": lambda: drain(run()),
+        "annbatch with obs": lambda: annbatch.epoch(**asked, obs=True),
+        "annbatch": lambda: annbatch.epoch(**asked, obs=False),
+    }
+    row_bytes = 8 * dataset.number_nonzero_values() / len(dataset) if output == "csr" else 4 * dataset.number_of_variables()[0]
+    results = bench.interleaved(alternatives, count=cells, rounds=rounds, size_bytes=int(cells * row_bytes))
+    for result in results:
+        facts = {"batch_size": batch_size, "output": output, "cache": "warm", "chunk": CHUNK, "window": CHUNK * CHUNKS}
+        print(bench.json_line(result, **facts, annbatch=annbatch.facts))
+    print(f"\n{output}, batch size {batch_size}, {cells:,} cells a round\n{bench.table(results)}\n", flush=True)
+
+
+def main() -> None:
+    """Parse the arguments, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="an h5ad file, X being CSR")
+    parser.add_argument("--annbatch", type=Path, required=True, help="the interpreter that has annbatch")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[64, 1024])
+    parser.add_argument("--output", nargs="+", default=["csr", "dense"], choices=["csr", "dense"])
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    from dataloader import archive_of
+
+    archive = archive_of(arguments.source)
+    annbatch = Annbatch(arguments.annbatch, arguments.source, arguments.source.with_suffix(".annbatch.zarr"))
+    try:
+        for output in arguments.output:
+            for batch_size in arguments.batch_size:
+                compare(annbatch, archive, batch_size, output, arguments.rounds)
+    finally:
+        annbatch.close()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--serve"]:
+        serve(*map(Path, sys.argv[2:4]))
+    else:
+        main()
