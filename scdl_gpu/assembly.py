@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scdl_gpu.archive.parts import Extents
+from scdl_gpu.archive.parts import DAMAGED_TEXT, Extents
 from scdl_gpu.backend import index_dtype
 from scdl_gpu.buffers import Ring
 from scdl_gpu.errors import ArchiveError
@@ -30,7 +30,7 @@ FAULT_TEXTS = {
     "OUT_OF_RANGE": "holds a column outside 0..{last}; the file is damaged: copy it again, or convert the source anew",
     "DUPLICATE": "holds a column twice; bring the rows into canonical form with `scdl-gpu convert --canonical`",
     "UNFITTING": "holds a value that {dtype} does not; choose another dtype",
-    "DAMAGED": "does not match its check: its bytes are damaged; copy the file again, or pack the source anew",
+    "DAMAGED": DAMAGED_TEXT,
 }
 CSR_DTYPES = (torch.uint8, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64)
 
@@ -237,6 +237,5 @@ def raise_fault(fault: NDArray[np.int32], rows: Ints, shards: Shards, output: Ou
     for place, text in FAULT_TEXTS.items():
         position = int(fault[getattr(codes, place)])
         if position != codes.NO_FAULT:
-            part, row = shards.locate(int(rows[position]))
-            message = f"{part.name(row)} {text.format(last=shards.n_vars - 1, dtype=output.dtype)}"
+            message = f"{shards.parts.name(int(rows[position]))} {text.format(last=shards.n_vars - 1, dtype=output.dtype)}"
             raise ValueError(message) if place == "UNFITTING" else ArchiveError(message)

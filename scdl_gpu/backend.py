@@ -22,6 +22,8 @@ Ints = NDArray[np.int64]
 SPLIT_ELEMENTS = 1 << 15
 BATCH_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype(np.int32), "uint32": np.dtype(np.int64)}
 """Values of a batch whose stored dtype torch cannot compute on; uint64 is checked and converted by its reader."""
+PACKED_DTYPES = {name: np.dtype(made) for name, made in (("int8", np.int32), ("int16", np.int32), ("bool", np.uint8))}
+"""The same for stored dtypes that only packed archives have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class CsrSource:
             )  # fmt: skip
             return np.where(found < shards.NO_FAULT, found + np.int64(first), shards.NO_FAULT)
 
-        faults = np.min(_split(copy, ends), axis=0)
+        faults = np.min(split(copy, ends), axis=0)
         if int(faults.min()) < shards.NO_FAULT:
             self._raise(faults, starts, out, n_vars, duplicates=duplicates)
         return out
@@ -117,7 +119,7 @@ def outside_error(position: int, columns: NDArray[Any], n_vars: int) -> GatherEr
     return GatherError(position, f"column {columns[columns >= n_vars][0]}, expected 0..{n_vars - 1}", OUTSIDE_CURE)
 
 
-def _split(work: Callable[[int, int], Ints], pointers: Ints) -> list[Ints]:
+def split(work: Callable[[int, int], Ints], pointers: Ints) -> list[Ints]:
     """Run work(first, last) over all positions, on several threads with about as many elements each; returns what they return."""
     b, nnz = pointers.size - 1, int(pointers[-1])
     threads = min(torch.get_num_threads(), nnz // SPLIT_ELEMENTS, b)

@@ -19,8 +19,9 @@ from scdl_gpu.archive import change
 from scdl_gpu.archive.commit import make_directory, rewrite, space_errors, sync, tidy
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.features import VariableFeatureIndex
+from scdl_gpu.archive.join import common_dtype
 from scdl_gpu.convert.workers import Processes
-from scdl_gpu.dataset import SingleCellMemMapDataset, joined_dtype
+from scdl_gpu.dataset import DATA, SingleCellMemMapDataset
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.row_dataset import SingleCellRowDatasetCore
 from scdl_gpu.version import __version__
@@ -270,7 +271,8 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         if destroy_on_copy and Path(output_path).resolve().is_relative_to(self._path.resolve()):
             raise ValueError(f"{output_path} lies in {self.data_path}, which destroy_on_copy removes; choose a path outside")
         datasets = list(self.fname_to_mmap.values())
-        change.join_into([dataset.archive for dataset in datasets], Path(output_path), data_dtype=joined_dtype(datasets))
+        data_dtype = common_dtype((str(dataset.data_path), dataset.dtypes[DATA]) for dataset in datasets)
+        change.join_into([dataset.raw_archive("flatten") for dataset in datasets], Path(output_path), data_dtype=data_dtype)
         if destroy_on_copy:
             self.fname_to_mmap, self._var_feature_index = {}, VariableFeatureIndex()
             self._destroy(datasets)

@@ -243,9 +243,8 @@ class CudaAssembler:
     def _raise_row(self, row: int) -> NoReturn:
         """Say what is wrong with a row that the device found faulty: its file, or the copy of it."""
         CpuAssembler(self._shards, self._output, batch_size=1).gather(np.array([row], np.int64))
-        part, number = self._shards.locate(row)
         raise DeviceError(
-            f"{part.name(number)} is whole in the file, but not in the {self._placed.kind} memory that "
+            f"{self._shards.parts.name(row)} is whole in the file, but not in the {self._placed.kind} memory that "
             f"{self._device.name} reads; something wrote over it: close the loader and make it anew"
         )
 

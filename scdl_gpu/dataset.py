@@ -8,15 +8,15 @@ an append costs the bytes of the whole archive, and buys that no crash can harm 
 import dataclasses
 import os
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scdl_gpu.archive import change
 from scdl_gpu.archive.check import check_rows
 from scdl_gpu.archive.commit import Staging, check_space, space_errors
-from scdl_gpu.archive.constants import FLOAT_ORDER, INT_ORDER, FileNames, Mode, NeighborSamplingStrategy, determine_dtype
+from scdl_gpu.archive.constants import FLOAT_ORDER, INT_ORDER, FileNames, Mode, NeighborSamplingStrategy
 from scdl_gpu.archive.dtypes import DEFAULT_DTYPES
+from scdl_gpu.archive.join import common_dtype
 from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive, check_identity, identity, open_raw
 from scdl_gpu.archive.writer import finish
 from scdl_gpu.errors import ArchiveError
@@ -252,21 +252,27 @@ class SingleCellMemMapDataset(ArchiveRows):
         self._check_described()
         if self._staging is not None:
             self._commit()
-        elif output_path is None or self.data.flags.writeable:
-            canonical = self._archive.canonical if not self.data.flags.writeable else self._check_filled()
-            change.flush(self._archive)
-            change.describe(self._path, self._archive, canonical=canonical)
+        elif self._is_writable or (output_path is None and isinstance(self._archive, RawArchive)):
+            archive = self.raw_archive("save")
+            canonical = self._check_filled() if self._is_writable else archive.canonical
+            change.flush(archive)
+            change.describe(self._path, archive, canonical=canonical)
             self._read(self._path)
         if output_path is not None:
             change.copy(self._archive, Path(output_path))
         return True
+
+    @property
+    def _is_writable(self) -> bool:
+        """Whether the arrays are writable maps."""
+        return isinstance(self._archive, RawArchive) and bool(self._archive.data.flags.writeable)
 
     def _commit(self) -> None:
         """Put a staged archive in place and read it from there."""
         canonical = self._check_filled() if self._canonical is None else self._canonical
         staging = self._stage()
         with space_errors(staging.path):
-            change.flush(self._archive)
+            change.flush(self.raw_archive("commit"))
             finish(
                 staging.directory,
                 dtypes=self.dtypes,
@@ -297,7 +303,7 @@ class SingleCellMemMapDataset(ArchiveRows):
                 f"{self._file(FileNames.ROWPTR)}: runs from {first} to {last}, expected 0 to {self.data.size}, the number of elements; "
                 f"fill row_index, or make the dataset with num_elements={last}"
             )
-        return check_rows(self._archive, self._var_feature_index)
+        return check_rows(self.raw_archive("_check_filled"), self._var_feature_index)
 
     def cast_data_to_dtype(self, dtype: str) -> None:
         """Rewrite the values in `dtype`, one of uint8/16/32/64 and float16/32/64; warns where values change.
@@ -308,7 +314,7 @@ class SingleCellMemMapDataset(ArchiveRows):
             raise ValueError(f"Cannot cast data to {dtype!r}; expected one of {INT_ORDER + FLOAT_ORDER}")
         self._saved("cast_data_to_dtype")
         before = self.dtypes[DATA]
-        difference = change.cast(self._path, self._archive, dtype)
+        difference = change.cast(self._path, self.raw_archive("cast_data_to_dtype"), dtype)
         self._data_dtype = None
         self._read(self._path)
         if difference > self.data_dtype_tolerance:
@@ -345,10 +351,15 @@ class SingleCellMemMapDataset(ArchiveRows):
                 raise ValueError(
                     f"{dataset.data_path} has {dataset.archive.n_rows} rows and no features; append its features and save it first"
                 )
-        archives = [dataset.archive for dataset in datasets]
+        archives = [dataset.raw_archive("concat") for dataset in datasets]
         target = self._path if output_path is None else Path(output_path).absolute()
         change.check_outside(target, [dataset._path for dataset in datasets])
-        change.join_into(archives, target, data_dtype=joined_dtype(datasets), replace=output_path is None)
+        change.join_into(
+            archives,
+            target,
+            data_dtype=common_dtype((str(one.data_path), one.dtypes[DATA]) for one in datasets),
+            replace=output_path is None,
+        )
         sources: dict[Path, list[RawArchive]] = {}
         for dataset, archive in zip(datasets, archives, strict=True):
             sources.setdefault(Path(os.path.realpath(dataset._path)), []).append(archive)
@@ -382,16 +393,3 @@ def _missing_matrix(use_x: bool, error: Exception) -> str:
     if use_x:
         return f"This file does not have count data; set use_X_not_raw=False to use raw counts instead. ({error})"
     return f"This file does not have raw count data; set use_X_not_raw=True to use normalized counts instead. ({error})"
-
-
-def joined_dtype(datasets: Sequence[SingleCellMemMapDataset]) -> str:
-    """Return the dtype that holds the values of all `datasets`. Raises ValueError for integers and floats mixed."""
-    dtypes = [dataset.dtypes[DATA] for dataset in datasets]
-    try:
-        return determine_dtype(dtypes)
-    except ValueError as error:
-        found = ", ".join(f"{dataset.data_path}: {dtype}" for dataset, dtype in zip(datasets, dtypes, strict=True))
-        raise ValueError(
-            f"Cannot merge datasets with a mix of int and float dtypes for data: {found}; "
-            f"bring them to one family with cast_data_to_dtype, or convert them with the same --data-dtype"
-        ) from error

@@ -6,6 +6,7 @@ Knows names only; the texts are written where the fault is seen. Arguments of th
     ScdlError
     ├── ArchiveError                  files of an archive: what is on disk is not what it should be
     │   ├── MissingFileError          ... or is not there (also a FileNotFoundError)
+    │   ├── NotRawError               ... or is packed, where plain arrays are needed (also an AttributeError)
     │   └── HeaderSerializationError  bytes of header.sch
     ├── SourceError                   a file or matrix that is to be converted
     │   └── MissingMatrixError        ... which lacks what was asked for; `available` names what it has
@@ -25,6 +26,10 @@ class ArchiveError(ScdlError):
 
 class MissingFileError(ArchiveError, FileNotFoundError):
     """A file of an archive, or the archive itself, is not there."""
+
+
+class NotRawError(ArchiveError, AttributeError):
+    """A packed archive, which has no plain arrays to hand out or to change; `scdl-gpu unpack` makes a raw one of it."""
 
 
 class HeaderSerializationError(ArchiveError):

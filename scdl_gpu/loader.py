@@ -16,11 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
-from scdl_gpu.archive.raw import RawArchive, open_raw
+from scdl_gpu.archive.parts import Archive
+from scdl_gpu.archive.raw import open_raw as open_archive
 from scdl_gpu.assembly import Assembler, Output, Wanted
 from scdl_gpu.batch import Batch
 from scdl_gpu.cuda_assembly import STAYS, assembler_for
@@ -47,6 +49,8 @@ class GPUBatchLoader(IterableDataset[Batch]):
     output: "csr" or "dense"; dtype: torch dtype of the values (csr: as stored; dense: float32).
     var: genes to keep, names or numbers, in their order. normalize_total: scale each row to this sum over all genes;
         log1p: the logarithm of 1 + value, after it. All three need output="dense".
+    gene_order: "stored" leaves rows of packed archives in the order in which they lie there, which is faster; it must be the
+        same for all of them. `var_order` tells which gene a column of a batch is.
     obs: columns to carry, see `Batch`; `categories[name]` names the codes.
     drop_last: leave out the last, incomplete step; otherwise it wraps around and `is_padding` marks what repeats.
     rank, world_size: of torch.distributed where it is initialised.
@@ -70,6 +74,7 @@ class GPUBatchLoader(IterableDataset[Batch]):
         output: str = "csr",
         dtype: torch.dtype | None = None,
         var: Sequence[str | int] | None = None,
+        gene_order: str = "var",
         normalize_total: float | None = None,
         log1p: bool = False,
         obs: Sequence[str] = (),
@@ -87,9 +92,9 @@ class GPUBatchLoader(IterableDataset[Batch]):
         if prefetch < 0:
             raise ValueError(f"prefetch is {prefetch}, expected at least 0")
         self._prefetch = prefetch
-        self._shards = Shards(_archives(dataset))
-        genes = None if var is None else self._shards.gene_numbers(var)
-        self._output = Output.of(output, dtype, self._shards, genes, normalize_total, log1p=log1p)
+        self._shards = Shards(_archives(dataset), gene_order=gene_order)
+        self._genes = None if var is None else self._shards.gene_numbers(var)
+        self._output = Output.of(output, dtype, self._shards, self._genes, normalize_total, log1p=log1p)
         is_sampled = sampler is not None or batch_sampler is not None
         shuffle = not is_sampled if shuffle is None else shuffle
         batch_size = getattr(batch_sampler, "batch_size", None) or batch_size
@@ -124,6 +129,11 @@ class GPUBatchLoader(IterableDataset[Batch]):
     def categories(self) -> dict[str, NDArray[Any]]:
         """What the codes of each coded obs column stand for: `categories[name][code]`."""
         return self._obs.categories
+
+    @property
+    def var_order(self) -> NDArray[np.int64]:
+        """The number in var of each column of a batch: as `var` asks for, or all, in the order of `gene_order`."""
+        return self._shards.numbers if self._genes is None else self._genes
 
     def __len__(self) -> int:
         return self._order.steps() if self._sampled is None else len(self._sampled)
@@ -256,16 +266,16 @@ def _close_here(assembler: Assembler, pid: int) -> None:
         assembler.close()
 
 
-def _archives(dataset: Source | Sequence[Source]) -> list[RawArchive]:
+def _archives(dataset: Source | Sequence[Source]) -> list[Archive]:
     sources = dataset if isinstance(dataset, Sequence) and not isinstance(dataset, str) else [dataset]
-    opened: dict[str, RawArchive] = {}
+    opened: dict[str, Archive] = {}
     archives = []
     for source in sources:
         if isinstance(source, ArchiveRows):
             archives.append(source.archive)
         elif isinstance(source, str | os.PathLike):
             path = os.path.realpath(source)
-            archives.append(opened.setdefault(path, opened.get(path) or open_raw(Path(source))))
+            archives.append(opened.setdefault(path, opened.get(path) or open_archive(Path(source))))
         else:
             raise TypeError(
                 f"dataset is a {type(source).__name__}, expected a SingleCellMemMapDataset, the path of an archive, or a list of these"

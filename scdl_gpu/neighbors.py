@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from scdl_gpu.archive.constants import NeighborSamplingStrategy
 from scdl_gpu.archive.graphs import NEIGHBOR_FILES, Graph, graph_directory
-from scdl_gpu.archive.raw import RawArchive
+from scdl_gpu.archive.parts import Archive
 
 DEFAULT_KEY = "next_cell_ids"
 """bionemo-scdl's default, which stands for the neighbour files of any archive: it has no other graphs."""
@@ -30,7 +30,7 @@ def strategy_of(value: NeighborSamplingStrategy | str) -> NeighborSamplingStrate
         raise ValueError(f"Unsupported neighbor_sampling_strategy: {value!r}; expected one of {known}") from error
 
 
-def graph_of(archive: RawArchive, key: str, *, strict: bool) -> tuple[Graph | None, Path]:
+def graph_of(archive: Archive, key: str, *, strict: bool) -> tuple[Graph | None, Path]:
     """Return the graph `key` of an archive, unchecked, None where there is none; and the file that a fault in it is to name.
 
     The neighbour files where `key` is the one that metadata.json records for them, else the graph under obsp/. The

@@ -5,16 +5,20 @@ Kernels are loaded with the first batch: opening must not wait for Numba.
 """
 
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scdl_gpu.archive.constants import FileNames
+from scdl_gpu.archive.constants import FileNames, smallest_uint_dtype
 from scdl_gpu.archive.maps import Array
+from scdl_gpu.archive.parts import DAMAGED_TEXT, NO_SLOTS, Archive, Parts
 from scdl_gpu.archive.raw import RawArchive
-from scdl_gpu.backend import Csr, CsrSource
+from scdl_gpu.backend import BATCH_DTYPES, PACKED_DTYPES, Csr, CsrSource, index_dtype, split
 from scdl_gpu.errors import ArchiveError
+
+if TYPE_CHECKING:
+    from scdl_gpu.archive.packed import PackedArchive
 
 Ints = NDArray[np.int64]
 
@@ -72,12 +76,73 @@ class RawRows:
         return self._source.gather(rows, n_vars=n_vars, duplicates=duplicates)
 
 
+class PackedRows:
+    """Rows of a packed archive, decoded when they are asked for; columns in var order."""
+
+    def __init__(self, archive: "PackedArchive") -> None:
+        self._archive = archive
+        self.dtype = archive.dtype
+        self.index_dtype = np.dtype(smallest_uint_dtype(max(0, archive.n_vars - 1)))
+
+    @property
+    def widest(self) -> int:
+        """The number of genes, which every shard knows."""
+        n_vars: int = self._archive.n_vars
+        return n_vars
+
+    @cached_property
+    def _parts(self) -> Parts:
+        return Parts([self._archive], self._archive.n_vars)
+
+    def cell(self, row: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Decode one row."""
+        made = np.dtype(np.uint8) if self.dtype == np.bool_ else self.dtype
+        csr = self._decoded(np.array([row], np.int64), made, np.dtype(np.int32))
+        values, columns = csr.data.view(self.dtype), csr.indices.astype(self.index_dtype)
+        values.flags.writeable = columns.flags.writeable = False
+        return values, columns
+
+    def gather(self, rows: Ints, *, n_vars: int, duplicates: bool = False) -> Csr:
+        """Decode rows; none holds a column twice. Raises ArchiveError naming shard and row of a damaged one."""
+        name = self.dtype.name
+        made = self.dtype if name == "uint64" else (BATCH_DTYPES | PACKED_DTYPES).get(name, self.dtype)
+        return self._decoded(rows, made, None)
+
+    def _decoded(self, rows: Ints, made: np.dtype[Any], index: np.dtype[Any] | None) -> Csr:
+        """Decode rows into values of dtype `made`, and columns of dtype `index`, or of what a batch of this size has."""
+        from scdl_gpu.kernels import cpu, shards
+
+        parts, n_vars = self._parts, self._archive.n_vars
+        part, _, where, ends = parts.extents(rows)
+        chosen = index or index_dtype(rows.size, n_vars, int(ends[-1]))
+        out = Csr(ends.astype(chosen, copy=False), np.empty(int(ends[-1]), chosen), np.empty(int(ends[-1]), made))
+        values, kind = out.data.view(np.uint16) if made == np.float16 else out.data, shards.kind_of(made)
+
+        def decode(first: int, last: int) -> Ints:
+            found = np.full(shards.FAULTS, shards.NO_FAULT, np.int32)
+            pointers, some = ends[first : last + 1], part[first:last] if part.size else part
+            cpu.decode_csr(
+                parts.packed_table, self._orders, some, where[first:last], NO_SLOTS, pointers, n_vars, pointers, kind, out.indices, values,
+                found,
+            )  # fmt: skip
+            return np.where(found < shards.NO_FAULT, found + np.int64(first), shards.NO_FAULT)
+
+        position = int(np.min(split(decode, ends), axis=0)[shards.DAMAGED])
+        if position != shards.NO_FAULT:
+            raise ArchiveError(f"{parts.name(int(rows[position]))} {DAMAGED_TEXT}")
+        return out
+
+    @cached_property
+    def _orders(self) -> NDArray[Any]:
+        return self._parts.orders.table
+
+
 def _read_only(array: Array) -> NDArray[Any]:
     view = array.view(np.ndarray)
     view.flags.writeable = False
     return view
 
 
-def source_of(archive: RawArchive) -> RowSource:
+def source_of(archive: Archive) -> RowSource:
     """Give what reads the rows of `archive`."""
-    return RawRows(archive)
+    return RawRows(archive) if isinstance(archive, RawArchive) else PackedRows(archive)

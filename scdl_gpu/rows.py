@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scdl_gpu.archive.constants import NeighborSamplingStrategy
 from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.header import SCDLHeader
-from scdl_gpu.archive.raw import RawArchive
+from scdl_gpu.archive.parts import Archive
 from scdl_gpu.backend import Csr, GatherError, outside_error
 from scdl_gpu.collate import Cell, Rows, distinct
 from scdl_gpu.errors import ArchiveError
@@ -43,7 +43,7 @@ class ArchiveRows(ArchiveTables):
     dtypes: dict[str, str]
     _source: RowSource
 
-    def _adopt(self, archive: RawArchive, *, warn: bool = False) -> None:
+    def _adopt(self, archive: Archive, *, warn: bool = False) -> None:
         """Make `archive` what this dataset reads; `warn` where neighbours are asked for and it has none.
 
         Raises ValueError then where it has other graphs than the one that is asked for.
@@ -69,7 +69,7 @@ class ArchiveRows(ArchiveTables):
         )
 
     @property
-    def archive(self) -> RawArchive:
+    def archive(self) -> Archive:
         """The opened archive that this dataset reads."""
         return self._archive
 

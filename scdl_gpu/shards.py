@@ -19,12 +19,10 @@ from scdl_gpu.archive.columns import Column
 from scdl_gpu.archive.features import VariableFeatureIndex
 from scdl_gpu.archive.parts import Archive, Extents, Part, Parts
 from scdl_gpu.archive.raw import open_raw as open_archive
-from scdl_gpu.backend import BATCH_DTYPES
+from scdl_gpu.backend import BATCH_DTYPES, PACKED_DTYPES
 from scdl_gpu.errors import ArchiveError
 
 Ints = NDArray[np.int64]
-PACKED_DTYPES = {name: np.dtype(made) for name, made in (("int8", np.int32), ("int16", np.int32), ("bool", np.uint8), ("uint64", np.int64))}
-"""Values of a batch for stored dtypes that only packed archives have; for uint64, every value is checked."""
 NAMES, UNNAMED = "var_names", "var_feature_id"
 """What errors call the names of genes; the column that has them in archives of bionemo-scdl without other columns of var."""
 TEXT = ("categorical", "string", "mixed")
@@ -186,5 +184,5 @@ def _described(block: Block) -> dict[str, Callable[[], Column]]:
 def _common_dtype(archives: Sequence[Archive]) -> np.dtype[Any]:
     """Return the dtype of the values of a batch: what torch computes in for what is stored, and the widest of several."""
     stored = {archive.dtype.name: archive.dtype for archive in archives}
-    made = BATCH_DTYPES | PACKED_DTYPES
+    made = BATCH_DTYPES | PACKED_DTYPES | {"uint64": np.dtype(np.int64)}
     return np.result_type(*(made.get(name, dtype) for name, dtype in stored.items()))

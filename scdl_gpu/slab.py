@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scdl_gpu import reader
 from scdl_gpu.archive.check import check_columns, check_distinct, pieces
 from scdl_gpu.archive.constants import FileNames
-from scdl_gpu.archive.parts import Archive, Part, parts_of
+from scdl_gpu.archive.parts import DAMAGED_TEXT, Archive, Part, parts_of
 from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive
 from scdl_gpu.device import Device, Event, padded
 from scdl_gpu.errors import ArchiveError
@@ -176,10 +176,7 @@ def _check_packed(shard: "PackedShard", first: int, last: int, payload: NDArray[
     fault = np.full(FAULTS, NO_FAULT, np.int32)
     cpu.check_rows(table, np.empty(0, np.int32), rows, np.concatenate(([0], np.cumsum(nnz))), fault)
     if fault[DAMAGED] != NO_FAULT:
-        raise ArchiveError(
-            f"{shard.path}: row {first + fault[DAMAGED]} does not match its check: its bytes are damaged; "
-            f"copy the file again, or pack the source anew"
-        )
+        raise ArchiveError(f"{shard.path}: row {first + fault[DAMAGED]} {DAMAGED_TEXT}")
     return True
 
 

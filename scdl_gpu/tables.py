@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.maps import Array
+from scdl_gpu.archive.parts import Archive
 from scdl_gpu.archive.raw import RawArchive
+from scdl_gpu.errors import NotRawError
 from scdl_gpu.row_dataset import SingleCellRowDataset
 from scdl_gpu.version import __version__
 
@@ -25,24 +27,33 @@ class ArchiveTables(SingleCellRowDataset):
     """Features and sizes of an opened archive."""
 
     data_path: Any
-    _archive: RawArchive
+    _archive: Archive
     _var_feature_index: VariableFeatureIndex
     _obs_feature_index: ObservedFeatureIndex
 
     @property
     def data(self) -> Array:
-        """Values of all rows, (nnz,), as they lie in the file."""
-        return self._archive.data
+        """Values of all rows, (nnz,), as they lie in the file. Raises NotRawError, as its neighbours do, for a packed archive."""
+        return self.raw_archive("data").data
 
     @property
     def row_index(self) -> Array:
         """Where each row begins, (n_rows + 1,)."""
-        return self._archive.indptr
+        return self.raw_archive("row_index").indptr
 
     @property
     def col_index(self) -> Array:
         """Columns of all rows, (nnz,)."""
-        return self._archive.indices
+        return self.raw_archive("col_index").indices
+
+    def raw_archive(self, what: str) -> RawArchive:
+        """Return the archive that has plain arrays, which `what` needs. Raises NotRawError for a packed one."""
+        if isinstance(self._archive, RawArchive):
+            return self._archive
+        raise NotRawError(
+            f"{self.data_path} is a packed archive: there are no plain arrays for {what}; read rows with rows(...) or get_row(...), "
+            f"or make a raw archive of it with `scdl-gpu unpack`"
+        )
 
     def _file(self, name: FileNames) -> Path:
         return Path(self.data_path) / name.value

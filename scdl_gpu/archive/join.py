@@ -5,7 +5,7 @@ the archives; dtypes are the widest that occur, row pointers the narrowest for t
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,18 @@ POINTERS = COPY_BYTES // 8
 MAX_SOURCES = 100
 """Sources that a joined archive names; of more it keeps the number."""
 Progress = Callable[[int], object]
+
+
+def common_dtype(found: Iterable[tuple[str, str]]) -> str:
+    """Return the dtype that holds the values of all datasets, (name, dtype) each. Raises ValueError for integers and floats mixed."""
+    named = list(found)
+    try:
+        return determine_dtype([dtype for _, dtype in named])
+    except ValueError as error:
+        raise ValueError(
+            f"Cannot merge datasets with a mix of int and float dtypes for data: {', '.join(f'{name}: {dtype}' for name, dtype in named)}; "
+            f"bring them to one family with cast_data_to_dtype, or convert them with the same --data-dtype"
+        ) from error
 
 
 def size_bytes(archives: Sequence[RawArchive], data_dtype: str) -> int:

@@ -28,6 +28,10 @@ NO_SLOTS = np.empty(0, np.int32)
 """Rows go where they stand."""
 
 
+DAMAGED_TEXT = "does not match its check: its bytes are damaged; copy the file again, or pack the source anew"
+"""What is said of a packed row, after its name."""
+
+
 class Extents(NamedTuple):
     """Where the rows of a batch lie.
 
@@ -135,6 +139,11 @@ class Parts:
         number = int(np.searchsorted(self._ends, row, side="right"))
         part = self.parts[number]
         return part, row - int(self._ends[number]) + part.n_rows
+
+    def name(self, row: int) -> str:
+        """Name row 0 <= row < n_rows, for an error."""
+        part, local = self.locate(row)
+        return part.name(local)
 
     def extents(self, rows: Ints) -> Extents:
         """Find where rows, each 0 <= row < n_rows, lie. Raises ArchiveError naming a damaged one."""
