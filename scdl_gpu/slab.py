@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -181,10 +181,7 @@ def _check_packed(shard: "PackedShard", first: int, last: int, payload: NDArray[
 
 
 def _plot_of(part: Part, start: int) -> RawPlot | PackedPlot:
-    if isinstance(part.archive, RawArchive):
-        return RawPlot(part.archive, start)
-    assert part.shard is not None
-    return PackedPlot(part.shard, start)
+    return RawPlot(cast(RawArchive, part.archive), start) if part.shard is None else PackedPlot(part.shard, start)
 
 
 class Layout:
