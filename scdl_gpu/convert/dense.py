@@ -41,12 +41,28 @@ class DenseMatrix:
         height, width = self._array.chunk_shape
         return height * self.shape[1] * self.dtype.itemsize > MAX_BAND_BYTES and width < self.shape[1]
 
-    def blocks(self, scratch: Path) -> Blocks:
+    def blocks(self, scratch: Path, first_row: int = 0) -> Blocks:
         """Yield all rows in order."""
         if self._is_tiled:
             return self._tiled_blocks(scratch)
         height = self._array.chunk_shape[0]
-        return self._banded_blocks(height * max(1, BAND_BYTES // max(1, height * self.shape[1] * self.dtype.itemsize)))
+        return self._banded_blocks(height * max(1, BAND_BYTES // max(1, height * self.shape[1] * self.dtype.itemsize)), first_row)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether rows can be read alone: not where a line of chunks is too much for memory."""
+        return not self._is_tiled
+
+    def rows(self, start: int, stop: int) -> Block:
+        """Read some rows alone."""
+        n_vars = self.shape[1]
+        dense = self._read(start, stop, 0, n_vars, np.empty((stop - start) * n_vars, self.dtype))
+        pointers = np.zeros(stop - start + 1, np.int64)
+        canonical.count_dense(unsigned(dense), pointers[1:])
+        np.cumsum(pointers, out=pointers)
+        columns, values = np.empty(pointers[-1], np.uint32), np.empty(pointers[-1], self.dtype)
+        canonical.gather_dense(unsigned(dense), pointers, columns, unsigned(values))
+        return Block(start, pointers, columns, values)
 
     @cached_property
     def _first(self) -> NDArray[Any]:
@@ -76,11 +92,11 @@ class DenseMatrix:
         out = memory[: (stop - start) * (right - left)].reshape(stop - start, right - left)
         return self._array.read(start, stop, out, columns=(left, right))
 
-    def _banded_blocks(self, height: int) -> Blocks:
+    def _banded_blocks(self, height: int, first_row: int) -> Blocks:
         n_rows, n_vars = self.shape
         band = np.empty(min(height, n_rows) * n_vars, self.dtype)
         indices, data = Buffers(np.dtype(np.uint32)), Buffers(self.dtype)
-        for start in range(0, n_rows, height):
+        for start in range(first_row, n_rows, height):
             stop = min(start + height, n_rows)
             dense = self._read(start, stop, 0, n_vars, band)
             for row, pointers in _sparse_rows(dense):

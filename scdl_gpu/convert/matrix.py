@@ -30,8 +30,20 @@ class Matrix(Protocol):
     shape: tuple[int, int]
     dtype: np.dtype[Any]
 
-    def blocks(self, scratch: Path) -> Blocks:
-        """Yield all rows in order. scratch: a directory for temporary files. Raises SourceError for what is not as it should be."""
+    def blocks(self, scratch: Path, first_row: int = 0) -> Blocks:
+        """Yield all rows in order. scratch: a directory for temporary files. Raises SourceError for what is not as it should be.
+
+        first_row: begin with this one; a matrix whose rows cannot be read alone begins with row 0 all the same.
+        """
+        ...
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether rows can be read alone."""
+        ...
+
+    def rows(self, start: int, stop: int) -> Block:
+        """Read some rows alone, in memory of their own or as views; only where `has_rows`."""
         ...
 
     @property
@@ -56,12 +68,12 @@ def check_index_dtype(array: Array) -> None:
         raise SourceError(f"{array.where} is of dtype {array.dtype}, expected integers; write the matrix again with SciPy or AnnData")
 
 
-def pointer_pieces(indptr: Array, nnz: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Read row (or column) pointers piece by piece, checked: (first row, pointers of its rows and one more)."""
+def pointer_pieces(indptr: Array, nnz: int, first: int = 0) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Read row (or column) pointers from `first` on, piece by piece, checked: (first row, pointers of its rows and one more)."""
     n = indptr.shape[0] - 1
     buffer = np.empty(min(n, POINTER_PIECE) + 1, indptr.dtype)
     last = 0
-    for start in range(0, max(n, 1), POINTER_PIECE):
+    for start in range(first, max(n, 1), POINTER_PIECE):
         stop = min(start + POINTER_PIECE, n)
         pointers = indptr.read(start, stop + 1, buffer).astype(np.int64)
         if start == 0 and pointers[0] != 0:
@@ -78,7 +90,7 @@ def pointer_pieces(indptr: Array, nnz: int) -> Iterator[tuple[int, NDArray[np.in
             k = int(np.searchsorted(pointers, nnz, side="right"))
             raise SourceError(f"{indptr.where}[{start + k}] is {pointers[k]}, but there are only {nnz} elements; the matrix is damaged")
         yield start, pointers
-    if last != nnz:
+    if last != nnz and first < max(n, 1):
         raise SourceError(f"{indptr.where}[{n}], the last, is {last}, expected the number of elements, {nnz}; the matrix is damaged")
 
 
@@ -115,9 +127,26 @@ class CompressedMatrix:
         self.is_row_major = major == 0
         self._indptr, self._indices, self._data = indptr, indices, data
 
-    def blocks(self, scratch: Path) -> Blocks:
+    def blocks(self, scratch: Path, first_row: int = 0) -> Blocks:
         """Yield all rows in order."""
-        return self._major_blocks(BLOCK_NNZ) if self.is_row_major else self._transposed_blocks(scratch)
+        return self._major_blocks(BLOCK_NNZ, first_row) if self.is_row_major else self._transposed_blocks(scratch)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether rows can be read alone: those of a CSR."""
+        return self.is_row_major
+
+    def rows(self, start: int, stop: int) -> Block:
+        """Read some rows of a CSR alone."""
+        pointers = self._indptr.read(start, stop + 1, np.empty(stop - start + 1, self._indptr.dtype)).astype(np.int64)
+        low, high = int(pointers[0]), int(pointers[-1])
+        if low < 0 or (np.diff(pointers) < 0).any() or high > self.estimated_nnz:
+            raise SourceError(
+                f"{self._indptr.where}[{start}:{stop + 1}] do not ascend from 0 to {self.estimated_nnz}; the matrix is damaged"
+            )
+        columns = self._indices.read(low, high, np.empty(high - low, self._indices.dtype))
+        values = self._data.read(low, high, np.empty(high - low, self._data.dtype))
+        return Block(start, pointers - low, unsigned(columns), values)
 
     @cached_property
     def sample(self) -> NDArray[Any]:
@@ -134,10 +163,10 @@ class CompressedMatrix:
         """Bytes of temporary files that `blocks` makes: none for a CSR."""
         return 0 if self.is_row_major else spool_bytes(self.estimated_nnz, self.shape, self.dtype)
 
-    def _major_blocks(self, limit: int) -> Blocks:
+    def _major_blocks(self, limit: int, first_line: int = 0) -> Blocks:
         """Yield blocks of rows (CSR) or columns (CSC) as they are stored, of about `limit` elements."""
         indices, data = Buffers(self._indices.dtype), Buffers(self._data.dtype)
-        for first, pointers in pointer_pieces(self._indptr, self._data.shape[0]):
+        for first, pointers in pointer_pieces(self._indptr, self._data.shape[0], first_line):
             for row, stop in cuts(pointers, limit):
                 low, high = int(pointers[row]), int(pointers[stop])
                 columns = self._indices.read(low, high, indices.next(high - low))

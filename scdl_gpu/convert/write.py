@@ -20,14 +20,13 @@ from tqdm import tqdm
 from scdl_gpu.archive.constants import FileNames, smallest_uint_dtype
 from scdl_gpu.archive.writer import ArrayWriter
 from scdl_gpu.convert.block import Block, ahead, out_of_range, unsigned
+from scdl_gpu.convert.canonical import by_column, merged, without_zeros
 from scdl_gpu.convert.matrix import Matrix
 from scdl_gpu.convert.values import EVERY, NARROWEST_FIRST, cast, first_misfit, holding, loss, narrowest
 from scdl_gpu.errors import SourceError
 from scdl_gpu.kernels import canonical as kernels
 
 SHOW_AFTER_SECONDS = 2
-WIDEST = {"u": np.uint64, "i": np.int64, "f": np.float64}
-"""What duplicates are summed in, by kind: a narrower dtype would wrap, or round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +140,11 @@ class _RowWriter:
             block = block._replace(data=block.data.view(np.uint8))
         if canonical:
             block = block if ascending else self._sorted(block, tolerance if fixed else 0.0)
-            block = block if unsigned(block.data).all() else _without_zeros(block, block.data)[0]
+            block = block if unsigned(block.data).all() else without_zeros(block, block.data)[0]
         stored = self._cast_fixed(block, tolerance) if fixed else self._cast_auto(block)
         has_zeros = stored.size and not unsigned(stored).all()
         if canonical and has_zeros:
-            block, stored = _without_zeros(block, stored)
+            block, stored = without_zeros(block, stored)
         elif has_zeros or not (canonical or ascending):
             self._is_canonical = False
         self._write(block, stored)
@@ -153,10 +152,10 @@ class _RowWriter:
     def _sorted(self, block: Block, tolerance: float | None) -> Block:
         """Return a block with ascending columns, duplicates summed; a sum further off than `tolerance` raises SourceError."""
         self._summed_off = 0.0
-        block = _by_column(block, self._matrix.shape[1])
+        block = by_column(block, self._matrix.shape[1])
         if kernels.scan_columns(block.indptr, block.indices)[1]:
             return block
-        block, off, where = _merged(block, is_bool=self._matrix.dtype == bool)
+        block, off, where = merged(block, is_bool=self._matrix.dtype == bool)
         if off == math.inf or (tolerance is not None and off > tolerance):
             if off == math.inf:
                 fault = f"have a sum that {block.data.dtype} does not hold; "
@@ -255,42 +254,3 @@ class _RowWriter:
             max_difference=self._worst,
             holding=self._holding,
         )
-
-
-def _by_column(block: Block, n_vars: int) -> Block:
-    """Sort each row by column: elements go by columns first, then back by rows, which keeps equal columns in order."""
-    n = block.indices.size
-    rows, by_column = np.empty(n, np.uint32), np.empty(n, np.uint32)
-    kernels.number_elements(block.indptr, np.uint32(0), rows)
-    column_pointers = np.empty(n_vars + 1, np.int64)
-    kernels.count_rows(block.indices, column_pointers)
-    bits, out_bits = unsigned(block.data), np.empty(n, f"u{block.data.dtype.itemsize}")
-    kernels.scatter(block.indices, rows, bits, column_pointers[:-1].copy(), by_column, out_bits)
-    columns, indices, data = rows, np.empty(n, np.uint32), np.empty_like(block.data)
-    kernels.number_elements(column_pointers, np.uint32(0), columns)
-    kernels.scatter(by_column, columns, out_bits, block.indptr[:-1].copy(), indices, unsigned(data))
-    return Block(block.first_row, block.indptr, indices, data)
-
-
-def _merged(block: Block, *, is_bool: bool) -> tuple[Block, float, int]:
-    """Sum duplicates in 64 bits: (the block, how far the worst sum is off, where); infinitely far where 64 bits are too few.
-
-    A sum of booleans is a boolean, as in SciPy.
-    """
-    indptr, data = block.indptr.copy(), block.data.astype(WIDEST[block.data.dtype.kind], copy=False)
-    if data.dtype == np.float64:
-        kept, off, where = kernels.merge_floats(indptr, block.indices, data)
-    else:
-        kept, where = kernels.merge_integers(indptr, block.indices, data)
-        off = math.inf if where >= 0 else 0.0
-    data = data[:kept]
-    if is_bool:
-        np.minimum(data, 1, out=data)
-    return Block(block.first_row, indptr, block.indices[:kept], data), off, where
-
-
-def _without_zeros(block: Block, stored: NDArray[Any]) -> tuple[Block, NDArray[Any]]:
-    """Return copies of a block, and of what is stored for it, without the elements that are stored as zeros."""
-    indptr, indices, kept_data = block.indptr.copy(), block.indices.copy(), stored.copy()
-    kept = kernels.drop_zeros(indptr, indices, unsigned(kept_data))
-    return Block(block.first_row, indptr, indices[:kept], kept_data[:kept]), kept_data[:kept]
