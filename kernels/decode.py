@@ -42,11 +42,14 @@ HALF = KINDS.index("float16")
 def row_check(address, words, nnz_order):
     """Give the check of a row of `words` words at `address`."""
     row = carray(pointer(np.uint64(address)), (words,), np.uint32)
-    total = np.uint64(nnz_order) * np.uint64(CHECK_NNZ)
+    total = np.uint32(np.uint64(nnz_order) * np.uint64(CHECK_NNZ))
     step = np.uint32(CHECK_STEP)
     for k in range(np.uint64(words)):
-        total += np.uint64(row[k]) * np.uint64(np.uint32(np.uint32(ONE + k + k) * step))
-    return np.uint32(total) ^ np.uint32(total >> np.uint64(32))
+        factor = np.uint32(np.uint32(ONE + k + k) * step)
+        mixed = np.uint32(row[k] ^ factor)
+        mixed = np.uint32(mixed ^ np.uint32(mixed >> np.uint32(16)))
+        total = np.uint32(total + np.uint32(mixed * factor))
+    return total
 
 
 @jit

@@ -38,7 +38,8 @@ VALUE_BITS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 24, 32)
 """Width of a field by code; the value code after the last, RAW, is the bits of the source dtype as they are."""
 RAW = 15
 CHECK_STEP, CHECK_NNZ = 0x9E3779B1, 0x85EBCA77
-"""Multipliers of the row check."""
+"""Multipliers of the row check: the sum modulo 2^32 of (x ^ x >> 16) * f over the words i, where f = (2 i + 1) * CHECK_STEP and
+x = word ^ f, both modulo 2^32, and of nnz_order * CHECK_NNZ."""
 
 
 def source_code(dtype: Any) -> int:

@@ -81,9 +81,12 @@ def decoded(text: bytes, nnz: int, dtype: str, order: Sequence[int] | None = Non
 
 def check_of(text: bytes, nnz_order: int) -> int:
     """Give the row check."""
-    words = np.frombuffer(text, "<u4").tolist()
-    total = sum(word * ((2 * i + 1) * 0x9E3779B1 % 2**32) for i, word in enumerate(words)) + nnz_order * 0x85EBCA77
-    return (total % 2**32) ^ (total % 2**64 >> 32)
+    total = nnz_order * 0x85EBCA77
+    for i, word in enumerate(np.frombuffer(text, "<u4").tolist()):
+        factor = (2 * i + 1) * 0x9E3779B1 % 2**32
+        mixed = word ^ factor
+        total += (mixed ^ mixed >> 16) * factor
+    return total % 2**32
 
 
 def sum_of(values: NDArray) -> int:
