@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from emulator.packed_rows import Shard, no_faults
 from numpy.typing import NDArray
 
 from scdl_gpu.kernels import cpu, packed, shards
-
-from emulator.packed_rows import Shard, no_faults
 
 NOTHING = np.empty(0, np.int32)
 Array = NDArray[Any]
