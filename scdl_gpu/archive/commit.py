@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from scdl_gpu.archive.links import keep_modes, link_tree, stop
 from scdl_gpu.errors import ArchiveError
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,6 @@ AT_FDCWD = -100
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_HARD_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 NO_FLAGS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 PATIENCE_S = 10.0
 """How long a small file waits for its other writers, who hold it for the time of two fsyncs."""
@@ -66,49 +66,14 @@ def make_directory(directory: Path) -> None:
         sync(path.parent)
 
 
-def _raise(error: OSError) -> None:
-    """Stop a walk at what it cannot read, which it would pass over."""
-    raise error
-
-
 def _sync_tree(directory: Path) -> None:
     """Make every new file below `directory`, and every directory, durable; files with a second name are durable already."""
-    for parent, _, names in os.walk(directory, topdown=False, onerror=_raise):
+    for parent, _, names in os.walk(directory, topdown=False, onerror=stop):
         for name in names:
             file = Path(parent, name)
             if file.stat().st_nlink == 1:
                 sync(file)
         sync(Path(parent))
-
-
-def _link_tree(source: Path, target: Path, replaced: Collection[str]) -> None:
-    """Give every file below `source` a second name below `target`, but not those that `replaced` names."""
-    for parent, directories, names in os.walk(source, onerror=_raise):
-        relative = Path(parent).relative_to(source)
-        directories[:] = [name for name in directories if str(relative / name) not in replaced]
-        (target / relative).mkdir(exist_ok=True)
-        (target / relative).chmod(stat.S_IMODE(Path(parent).stat().st_mode) | stat.S_IRWXU)
-        for name in (*names, *(name for name in directories if Path(parent, name).is_symlink())):
-            if str(relative / name) in replaced:
-                continue
-            try:
-                os.link(Path(parent, name), target / relative / name, follow_symlinks=False)
-            except OSError as error:
-                if error.errno not in NO_HARD_LINKS:
-                    raise
-                shutil.copy2(Path(parent, name), target / relative / name, follow_symlinks=False)
-
-
-def _keep_modes(source: Path, target: Path) -> None:
-    """Give what is new below `target` the mode of what it replaces below `source`."""
-    for parent, directories, names in os.walk(target, onerror=_raise):
-        for name in (*directories, *names):
-            new = Path(parent, name)
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                old = (source / new.relative_to(target)).lstat()
-                kind = stat.S_IFMT(old.st_mode)
-                if kind in (stat.S_IFREG, stat.S_IFDIR) and kind == stat.S_IFMT(new.lstat().st_mode) and old.st_mode != new.lstat().st_mode:
-                    new.chmod(stat.S_IMODE(old.st_mode) | (stat.S_IRWXU if kind == stat.S_IFDIR else 0))
 
 
 def _remove(path: Path) -> None:
@@ -129,10 +94,11 @@ def _stale(path: Path, *, directories: bool) -> list[Path]:
     return [Path(entry.path) for entry in found if entry.is_dir(follow_symlinks=False) == directories]
 
 
-def _remove_stale(path: Path) -> None:
-    """Remove the directories that killed writers of `path` left, its lock being held."""
+def _remove_stale(path: Path, *, kept: Path | None = None) -> None:
+    """Remove the directories that killed writers of `path` left, its lock being held, but not the one that is `kept`."""
     for directory in _stale(path, directories=True):
-        _remove(directory)
+        if directory != kept:
+            _remove(directory)
 
 
 def _hidden(path: Path, suffix: str | None = None) -> Path:
@@ -297,14 +263,15 @@ class Staging:
         self._abandon = weakref.finalize(self, _abandon, path, directory, lock, os.getpid())
 
     @classmethod
-    def create(cls, path: Path, *, needed_bytes: int = 0) -> Self:
+    def create(cls, path: Path, *, needed_bytes: int = 0, resumes: Callable[[Path], bool] | None = None) -> Self:
         """Begin a new directory at `path`, which must not exist; its parents are made.
 
+        resumes: asked of each directory that a killed writer of `path` left, which of them to go on with; the first is taken.
         Raises FileExistsError where something is at `path`, ArchiveError where another writer works there
         or the file system has less than `needed_bytes` free.
         """
         path = Path(os.path.realpath(path))
-        return cls._begin(path, needed_bytes, exchange=False)
+        return cls._begin(path, needed_bytes, exchange=False, resumes=resumes)
 
     @classmethod
     def change(cls, path: Path, *, replaced: Collection[str] = (), needed_bytes: int = 0) -> Self:
@@ -318,22 +285,25 @@ class Staging:
             raise FileNotFoundError(f"{path}: no directory to change")
         staging = cls._begin(path, needed_bytes, exchange=True)
         with staging._discarding():
-            _link_tree(path, staging.directory, replaced)
+            link_tree(path, staging.directory, replaced)
         return staging
 
     @classmethod
-    def _begin(cls, path: Path, needed_bytes: int, *, exchange: bool) -> Self:
+    def _begin(cls, path: Path, needed_bytes: int, *, exchange: bool, resumes: Callable[[Path], bool] | None = None) -> Self:
         with space_errors(path), _named(path):
             make_directory(path.parent)
             lock = _lock(path)
         try:
             if not exchange and os.path.lexists(path):
                 raise FileExistsError(f"{path} exists already; choose another path, or remove it first")
-            _remove_stale(path)
+            stale = [] if resumes is None else _stale(path, directories=True)
+            directory = next((one for one in stale if resumes is not None and resumes(one)), None)
+            _remove_stale(path, kept=directory)
             check_space(path, needed_bytes)
-            directory = _hidden(path)
-            with space_errors(path):
-                directory.mkdir()
+            if directory is None:
+                directory = _hidden(path)
+                with space_errors(path):
+                    directory.mkdir()
         except BaseException:
             _unlock(path, lock)
             raise
@@ -346,7 +316,7 @@ class Staging:
         """
         with space_errors(self.path):
             if self._exchange:
-                _keep_modes(self.path, self.directory)
+                keep_modes(self.path, self.directory)
             _sync_tree(self.directory)
             if self._exchange:
                 self._swap()
