@@ -1,4 +1,4 @@
-"""Every element of a raw archive, read once and compared with what it should be.
+"""Every element of an archive, read once and compared with what it should be.
 
 Knows what makes rows valid and canonical; opening (`raw`) checks only what costs O(1). Reads at memory or
 disk speed, in pieces of PIECE elements.
@@ -6,7 +6,7 @@ disk speed, in pieces of PIECE elements.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,30 @@ from scdl_gpu.archive.graphs import NEIGHBOR_FILES, Graph, graph_directory
 from scdl_gpu.archive.raw import RawArchive, missing_names
 from scdl_gpu.errors import ArchiveError, MissingFileError
 
+if TYPE_CHECKING:
+    from scdl_gpu.archive.parts import Archive
+
 PIECE = 1 << 22
 Progress = Callable[[int], None]
 
 
-def check_archive(archive: RawArchive, progress: Progress = lambda _: None) -> bool:
+def check_archive(archive: "Archive", progress: Progress = lambda _: None) -> bool:
     """Read all of `archive`; return whether every row is canonical. Raises ArchiveError at the first fault.
 
-    progress: called with the number of elements after each piece of the CSR.
+    progress: called with the number of elements after each piece of the rows.
     """
+    if isinstance(archive, RawArchive):
+        canonical = _check_raw(archive, progress)
+    else:
+        canonical = True  # a packed row cannot be anything else
+        for shard in archive.shards:
+            shard.verify()
+            progress(shard.nnz)
+    _check_tables(archive)
+    return canonical
+
+
+def _check_raw(archive: RawArchive, progress: Progress) -> bool:
     canonical = check_rows(archive, archive.var, progress)
     _check_head(archive)
     if archive.metadata.get("canonical") is True and archive.canonical and not canonical:
@@ -34,6 +49,11 @@ def check_archive(archive: RawArchive, progress: Progress = lambda _: None) -> b
             f"{archive.path / FileNames.METADATA.value}: says that all rows are canonical, but some are not; "
             f"the arrays were changed after they were written: convert the source anew"
         )
+    return canonical
+
+
+def _check_tables(archive: "Archive") -> None:
+    """Read names, columns of obs and var, and graphs."""
     for file in missing_names(archive):
         kind = ArchiveError if file.exists() else MissingFileError
         raise kind(
@@ -48,7 +68,6 @@ def check_archive(archive: RawArchive, progress: Progress = lambda _: None) -> b
         _check_graph(archive.neighbors, archive.path / NEIGHBOR_FILES[0], archive.n_rows)
     for key, graph in archive.obsp.items():
         _check_graph(graph, archive.path / graph_directory(key), archive.n_rows)
-    return canonical
 
 
 def _check_head(archive: RawArchive) -> None:

@@ -11,7 +11,7 @@ import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from scdl_gpu.archive.graphs import Graph, open_neighbors, open_obsm, open_obsp
 from scdl_gpu.archive.header import SCDLHeader
 from scdl_gpu.archive.maps import Array, map_array, size_bytes
 from scdl_gpu.errors import ArchiveError, MissingFileError
+
+if TYPE_CHECKING:
+    from scdl_gpu.archive.parts import Archive
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +103,7 @@ def open_raw(path: Path, *, writable: bool = False, data_dtype: str | None = Non
             os.close(held)
 
 
-def missing_names(archive: RawArchive) -> list[Path]:
+def missing_names(archive: "Archive") -> list[Path]:
     """List the files of names that metadata.json records and the archive has not (or not fitting their tables).
 
     Nothing where there is no record, or where another program has changed the number of rows or values since.
@@ -141,12 +144,12 @@ def _file_stamp(file: Path, *, timed: bool) -> tuple[int, ...] | None:
     return (status.st_dev, status.st_ino, status.st_mtime_ns) if timed else (status.st_dev, status.st_ino)
 
 
-def identity(archive: RawArchive) -> dict[str, Any]:
+def identity(archive: "Archive") -> dict[str, Any]:
     """Return what tells `archive` from another that is at its path later; small, and good for a pickle."""
     return {"n_rows": archive.n_rows, "nnz": archive.nnz, "dtypes": dict(archive.dtypes), "stamp": archive.stamp}
 
 
-def check_identity(archive: RawArchive, expected: dict[str, Any]) -> None:
+def check_identity(archive: "Archive", expected: dict[str, Any]) -> None:
     """Raise ArchiveError unless `archive` is what `identity` told; stamps count on the file system they were taken on only."""
     found = identity(archive)
     if _device(found) != _device(expected):

@@ -14,6 +14,8 @@ from scdl_gpu.cli.report import StoredDtypeOption, reported, size, tell
 
 MAX_COLUMNS = 40
 """Columns that are listed for people; JSON lists all."""
+NAMES = {"data": "values", "indices": "columns", "indptr": "row pointers"}
+"""What people call the arrays."""
 MAX_BLOCKS = 5
 """Blocks of different genes that are; JSON lists all."""
 
@@ -33,10 +35,10 @@ def info(
     scdl-gpu info pbmc --json | jq .cells
     """  # noqa: D301
     with reported():
-        from scdl_gpu.archive.raw import open_raw
+        from scdl_gpu.archive.raw import open_raw as open_archive
         from scdl_gpu.cli.describe import facts
 
-        found = facts(open_raw(archive, data_dtype=stored_dtype))
+        found = facts(open_archive(archive, data_dtype=stored_dtype))
         if as_json:
             typer.echo(json.dumps(found, indent=2))
         else:
@@ -45,13 +47,12 @@ def info(
 
 def words(found: Mapping[str, Any]) -> dict[str, str]:
     """Put the facts about an archive into words."""
-    dtypes = found["dtypes"]
     return {
         "archive": found["path"],
         "cells": f"{found['cells']:,}",
         "genes": genes(found),
         "nonzeros": nonzeros(found),
-        "dtypes": f"values {dtypes['data']}, columns {dtypes['indices']}, row pointers {dtypes['indptr']}",
+        "dtypes": ", ".join(f"{NAMES[name]} {dtype}" for name, dtype in found["dtypes"].items()),
         "size": on_disk(found),
         "rows": "canonical" if found["canonical"] else "not marked as canonical (`scdl-gpu verify` tells what they are)",
         "matrix": matrix(found),
@@ -89,9 +90,10 @@ def nonzeros(found: Mapping[str, Any]) -> str:
 
 
 def on_disk(found: Mapping[str, Any]) -> str:
-    """Say how large the archive is in all, and how large its three arrays are, per element as well."""
+    """Say how large the archive is in all, and how large its rows are, per element as well."""
     each = found["bytes_per_nonzero"]
-    arrays = f"{size(found['array_bytes'])} in the arrays of the rows"
+    what = "the arrays of the rows" if found["packed"] is None else "packed rows and their table"
+    arrays = f"{size(found['array_bytes'])} in {what}"
     return f"{size(found['size_bytes'])} in all, {arrays}" + ("" if each is None else f": {each:.2f} bytes per nonzero")
 
 
@@ -127,6 +129,12 @@ def _shape(shape: list[int]) -> str:
 def _format(found: Mapping[str, Any]) -> str:
     from scdl_gpu.cli.describe import GENERATIONS
 
+    packed = found["packed"]
+    if packed is not None:
+        shards, orders = (
+            f"{packed[name]:,} {word}{'s' * (packed[name] != 1)}" for name, word in (("shards", "shard"), ("gene_orders", "gene order"))
+        )
+        return f"packed, version {packed['version']}: {shards}, {orders}"
     schema = f"schema {found['schema_version']}, " if found["schema_version"] else ""
     by = f", written by version {found['written_by']}" if found["written_by"] else ""
     return f"raw, generation {found['generation']}: {schema}{GENERATIONS[found['generation']]}{by}"

@@ -19,18 +19,19 @@ def verify(
     """Read all of an archive, name a fault.
 
     Checks sizes, row pointers, every column number, the mark of canonical rows, every obs and var column, names and
-    neighbour graphs. Ends with a line `ok ...` and exit code 0, or with the fault on stderr and exit code 1.
+    neighbour graphs; of a packed archive every row check, and decodes every row. Ends with a line `ok ...` and exit
+    code 0, or with the fault on stderr and exit code 1.
 
     \b
     scdl-gpu verify pbmc && rm pbmc.h5ad
     """  # noqa: D301
     with reported():
         from scdl_gpu.archive.check import check_archive
-        from scdl_gpu.archive.raw import open_raw
+        from scdl_gpu.archive.raw import open_raw as open_archive
         from scdl_gpu.convert.write import progress_bar
 
         start = time.perf_counter()
-        opened = open_raw(archive, data_dtype=stored_dtype)
+        opened = open_archive(archive, data_dtype=stored_dtype)
         with progress_bar(opened.nnz, "nonzeros", f"verify {archive.name}", None) as bar:
             canonical = check_archive(opened, lambda n: bar.update(n) and None)
         n_bytes = sum(file.stat().st_size for file in archive.rglob("*") if file.is_file())
