@@ -109,14 +109,14 @@ def _place(columns, ranks, bitmap, below, out_ranks, out_places):
 
 
 @jit
-def _pack(address, width, out):
-    """Pack eight numbers, uint32 at `address`, into fields at `out`; stores up to 16 bytes, or 4 at the last field."""
+def _pack(address, width, count, out):
+    """Pack eight numbers, uint32 at `address`, into fields at `out`: up to 16 bytes, or for wide fields `count` of them and a byte."""
     if width <= 8:
         pack8(address, width, out)
     elif width <= 16:
         pack16(address, width, out)
     else:
-        for k in range(BLOCK):
+        for k in range(count):
             store32(out + k * (width >> 3), load32(address + 4 * k))
 
 
@@ -137,7 +137,7 @@ def _blocks(ranks, counts, bits, n, raw_bits, scratch, out):
         count = min(left, BLOCK)
         code = GAP_CODES[np.uint64(64 - leading_zeros(gaps_of(ranks, scratch)))]
         width = GAPS[np.uint64(code)]
-        _pack(scratch, width, at)
+        _pack(scratch, width, count, at)
         at += (count * width + 7) >> 3
         if bits and _has_zero(counts):
             code |= RAW << 4
@@ -147,7 +147,7 @@ def _blocks(ranks, counts, bits, n, raw_bits, scratch, out):
             value_code = COUNT_CODES[np.uint64(64 - leading_zeros(counts_less_one(counts, scratch)))]
             width = COUNTS[np.uint64(value_code)]
             code |= value_code << 4
-            _pack(scratch, width, at)
+            _pack(scratch, width, count, at)
             at += (count * width + 7) >> 3
         store8(out + b, code)
         ranks, counts, left = ranks + 32, counts + 32, left - BLOCK
