@@ -86,7 +86,7 @@ class ShardHeader:
 
     @classmethod
     def parse(cls, text: bytes, file_bytes: int) -> Self:
-        """Read the first 4,096 bytes of a file of `file_bytes`: whatever they are, what it returns can be mapped, or it raises ShardHeaderError."""
+        """Read the first 4,096 bytes of a file of `file_bytes`; what it returns can be mapped. Raises ShardHeaderError."""
         if len(text) < HEADER_BYTES:
             raise ShardHeaderError(f"holds {len(text):,} bytes, a header has {HEADER_BYTES:,}; {_DAMAGED}")
         magic, major, minor, required, optional, source, log2_block, n_orders, n_rows, n_vars, nnz, longest_nnz, longest_words, _ = (

@@ -15,7 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from scdl_gpu.archive.maps import size_bytes
-from scdl_gpu.archive.packed_header import HEADER_BYTES, ORDER_BYTES, ShardHeaderError, ShardHeader
+from scdl_gpu.archive.packed_header import HEADER_BYTES, ORDER_BYTES, ShardHeader, ShardHeaderError
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.kernels.packed import BLOCK, ENTRY, NNZ_BITS, NO_SUM, SLACK_BYTES, order_entry, rows_of, shard_entry
 

@@ -5,7 +5,7 @@ file at once; in memory stay 16 bytes a row. Until `finish` returns the file has
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -26,7 +26,7 @@ from scdl_gpu.archive.packed_header import (
 )
 from scdl_gpu.archive.packed_shard import DIRECTORY, IDENTITY, TABLE_ALIGNMENT, PackedShard, order_dtype
 from scdl_gpu.archive.writer import ArrayWriter
-from scdl_gpu.kernels.packed import ENTRY, NNZ_BITS, SLACK_BYTES, source_code
+from scdl_gpu.kernels.packed import ENTRY, NNZ_BITS, SLACK_BYTES
 
 PAGE_WORDS = PAGE // 4
 
@@ -56,41 +56,39 @@ def shard_name(number: int) -> str:
 
 
 class ShardWriter:
-    """A new file at `path`, for rows of `n_vars` genes and values of `dtype`. As a context manager it removes what was not finished.
+    """A new file `name` in `folder`, for rows of `n_vars` genes. source: code of the dtype of their values, see kernels/packed.py.
 
-    n_rows, n_words: of what was appended. progress: called with the bytes of each piece of payload.
+    n_rows, n_words: of what was appended. As a context manager it abandons what was not finished.
     """
 
-    def __init__(self, path: Path, *, dtype: str, n_vars: int, progress: Callable[[int], object] | None = None) -> None:
-        self.path = path
+    def __init__(self, folder: Path, name: str, *, source: int, n_vars: int) -> None:
+        self.path = folder / name
         self.n_rows = self.n_words = 0
-        self._source = source_code(dtype)
+        self._source = source
         self._n_vars = n_vars
         self._entries: list[NDArray[Any]] = []
-        self._progress = progress or (lambda _: None)
         self._is_finished = False
-        self._file = ArrayWriter(path, np.dtype("<u4"))
+        self._file = ArrayWriter(self.path, np.dtype("<u4"))
         self._file.append(np.zeros(HEADER_BYTES // 4, "<u4"))
 
-    def has_room(self, n_words: int, n_rows: int) -> bool:
-        """Tell whether so many more words and rows are within the limits of the format."""
-        return self.n_words + n_words <= MOST_WORDS and self.n_rows + n_rows <= MOST_ROWS
-
     def append(self, words: NDArray[np.uint32], entries: NDArray[Any]) -> None:
-        """Write rows: words of their payload, and their entries, (n,) ENTRY, which count words from the beginning of this shard.
+        """Write rows: their words, and their entries, (n,) ENTRY, whose offsets count from the first of `words`.
 
-        Raises ValueError for what leaves the limits of the format, or does not follow what was written.
+        Raises ValueError for what is beyond the limits of a shard, and for offsets that fall or leave `words`.
         """
-        if not self.has_room(words.size, entries.size):
+        if self.n_words + words.size > MOST_WORDS or self.n_rows + entries.size > MOST_ROWS:
             raise ValueError(f"{self.path}: a shard has at most {MOST_WORDS:,} words and {MOST_ROWS:,} rows; begin another")
-        ends = np.append(entries["offset"].astype(np.int64), self.n_words + words.size)
-        if ends[0] != self.n_words or (np.diff(ends) < 0).any():
-            raise ValueError(f"{self.path}: rows of words {ends.min():,} to {ends.max():,} do not follow {self.n_words:,} words")
+        starts = np.append(entries["offset"].astype(np.int64), words.size)
+        if starts[0] != 0 or (np.diff(starts) < 0).any():
+            raise ValueError(
+                f"{self.path}: offsets of rows from {starts[0]:,} to {words.size:,}, expected 0, and none below the one before"
+            )
+        placed = entries.astype(ENTRY)
+        placed["offset"] = starts[:-1] + self.n_words
         self._file.append(words)
-        self._entries.append(entries.astype(ENTRY))
+        self._entries.append(placed)
         self.n_words += words.size
         self.n_rows += entries.size
-        self._progress(words.nbytes)
 
     def finish(self, orders: Sequence[NDArray[Any] | None]) -> ShardRecord:
         """Write gene orders and row table, make all durable, then the header. Returns what metadata.json says of the shard.
@@ -153,13 +151,17 @@ class ShardWriter:
         finally:
             os.close(fd)
 
+    def abandon(self) -> None:
+        """Close the file and remove it, unless it is finished; harmless when repeated."""
+        self._file.close()
+        if not self._is_finished:
+            self.path.unlink(missing_ok=True)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
-        if not self._is_finished:
-            self.path.unlink(missing_ok=True)
+        self.abandon()
 
 
 def _orders_section(orders: Sequence[NDArray[Any] | None], n_vars: int) -> bytes:
