@@ -45,13 +45,24 @@ class Result:
         return self.size_bytes / statistics.median(self.seconds) / 1e9
 
 
-def interleaved(alternatives: Mapping[str, Callable[[], Any]], *, count: int, rounds: int = 5, size_bytes: int = 0) -> list[Result]:
-    """Run each alternative once unmeasured, then `rounds` times in turn; `count` things are done in each run."""
+def interleaved(
+    alternatives: Mapping[str, Callable[[], Any]],
+    *,
+    count: int,
+    rounds: int = 5,
+    size_bytes: int = 0,
+    before: Callable[[], Any] = lambda: None,
+) -> list[Result]:
+    """Run each alternative once unmeasured, then `rounds` times in turn; `count` things are done in each run.
+
+    before: done before each run, unmeasured.
+    """
     for run in alternatives.values():
         run()
     seconds: dict[str, list[float]] = {what: [] for what in alternatives}
     for _ in range(rounds):
         for what, run in alternatives.items():
+            before()
             start = time.perf_counter()
             run()
             seconds[what].append(time.perf_counter() - start)

@@ -35,8 +35,7 @@ def check_archive(archive: "Archive", progress: Progress = lambda _: None) -> bo
     else:
         canonical = True  # a packed row cannot be anything else
         for shard in archive.shards:
-            shard.verify()
-            progress(shard.nnz)
+            shard.verify(progress)
     _check_tables(archive)
     return canonical
 
