@@ -132,7 +132,7 @@ def convert_source(source: Any, label: str | None, directory: Path, options: Opt
         return _convert_archive(Path(source), label, directory, options)
     with open_source(source, options.x, obs=options.obs, scratch=directory) as opened:
         opened.label = label
-        var, obs = _features(opened)
+        var, obs = features(opened)
         written = write_matrix(
             opened.matrix,
             directory,
@@ -162,7 +162,7 @@ def _convert_archive(path: Path, label: str | None, directory: Path, options: Op
     return Part(directory, label, x, written)
 
 
-def _features(source: Source) -> tuple[VariableFeatureIndex, ObservedFeatureIndex]:
+def features(source: Source) -> tuple[VariableFeatureIndex, ObservedFeatureIndex]:
     """Read var and obs into feature indices of one block each."""
     var, obs = VariableFeatureIndex(), ObservedFeatureIndex()
     frame = source.var()

@@ -7,7 +7,7 @@ every block, names, neighbours, obsm and obsp. They are read through maps: pages
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from scdl_gpu.convert.array import MemoryArray
 from scdl_gpu.convert.matrix import CompressedMatrix
 from scdl_gpu.convert.write import Written, write_matrix
 from scdl_gpu.errors import ArchiveError, SourceError
+
+if TYPE_CHECKING:
+    from scdl_gpu.archive.parts import Archive
 
 MARKS = (FileNames.HEADER.value, FileNames.DATA.value)
 """Files of which a directory has one, or both, where it is an archive, whole or damaged."""
@@ -71,13 +74,12 @@ def convert_archive(
         check_rows(archive, archive.var)  # the columns of each block; `write_matrix` sees the widest one only
     written = write_matrix(matrix, directory, data_dtype=data_dtype, tolerance=tolerance, canonical=canonical, progress=progress)
     extra = {key: value for key, value in archive.metadata.items() if key not in OWN_ENTRIES}
-    extra |= _copy_neighbors(archive, directory)
-    _copy_extras(archive, directory)
+    extra |= copy_beside(archive, directory)
     finish(
         directory,
         dtypes=written.dtypes,
         var=archive.var,
-        obs=archive.obs if obs else _names_only(archive.obs),
+        obs=archive.obs if obs else names_only(archive.obs),
         canonical=written.canonical,
         extra={"source": [str(path)], **extra},
     )
@@ -88,7 +90,7 @@ def _pieces(array: NDArray[Any], size: int = 1 << 22) -> list[NDArray[Any]]:
     return [array[start : start + size] for start in range(0, array.size, size)]
 
 
-def _names_only(obs: ObservedFeatureIndex) -> ObservedFeatureIndex:
+def names_only(obs: ObservedFeatureIndex) -> ObservedFeatureIndex:
     """Return an index of the names of all rows and nothing else; an empty one where no row has a name."""
     kept = ObservedFeatureIndex()
     names = obs.name_column()
@@ -97,7 +99,14 @@ def _names_only(obs: ObservedFeatureIndex) -> ObservedFeatureIndex:
     return kept
 
 
-def _copy_neighbors(archive: RawArchive, directory: Path) -> dict[str, Any]:
+def copy_beside(archive: "Archive", directory: Path) -> dict[str, Any]:
+    """Copy neighbours, obsm and obsp; return the entries of metadata.json that name them, beyond those of `archive`."""
+    extra = _copy_neighbors(archive, directory)
+    _copy_extras(archive, directory)
+    return extra
+
+
+def _copy_neighbors(archive: "Archive", directory: Path) -> dict[str, Any]:
     """Copy the neighbour graph; return the entry of metadata.json that names it."""
     graph = archive.neighbors
     if graph is None:
@@ -105,7 +114,7 @@ def _copy_neighbors(archive: RawArchive, directory: Path) -> dict[str, Any]:
     try:
         graph.check(archive.path / NEIGHBOR_FILES[0], archive.n_rows)
     except ArchiveError as error:
-        warnings.warn(f"neighbours left out: {error}", UserWarning, stacklevel=4)
+        warnings.warn(f"neighbours left out: {error}", UserWarning, stacklevel=5)
         return {}
     for name, values, dtype in zip(NEIGHBOR_FILES, (graph.indptr, graph.indices, graph.data), NEIGHBOR_DTYPES, strict=True):
         with ArrayWriter(directory / name, dtype) as writer:
@@ -113,7 +122,7 @@ def _copy_neighbors(archive: RawArchive, directory: Path) -> dict[str, Any]:
     return {"neighbor_key": archive.metadata["neighbor_key"]} if "neighbor_key" in archive.metadata else {}
 
 
-def _copy_extras(archive: RawArchive, directory: Path) -> None:
+def _copy_extras(archive: "Archive", directory: Path) -> None:
     """Write obsm and obsp, which metadata.json goes on naming, from their maps: the archive may be exchanged meanwhile."""
     arrays = {vectors_file(key): array for key, array in archive.obsm.items()}
     for key, graph in archive.obsp.items():
