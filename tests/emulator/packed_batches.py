@@ -77,7 +77,7 @@ class Batch:
     ) -> tuple[Array, Array]:
         """Decode into a dense batch, and faults."""
         lut, width = lut_of(self.n_vars, genes)
-        out, fault = guarded((self.indptr.size - 1) * width, bits_for(made)).reshape(-1, width), no_faults()
+        out, fault = guarded((self.indptr.size - 1) * width, bits_for(made)).reshape(self.indptr.size - 1, width), no_faults()
         cpu.decode_dense(
             self.shards, self.orders, self.shard, self.rows, self.slots, self.read_indptr, self.n_vars, lut, target, log1p,
             shards.kind_of(made), out, fault,

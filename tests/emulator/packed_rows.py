@@ -61,18 +61,25 @@ def padded(text: bytes) -> bytes:
     return text + bytes(-len(text) % 4)
 
 
-def decoded(text: bytes, nnz: int, dtype: str, order: Sequence[int] | None = None) -> tuple[list[int], NDArray]:
-    """Decode a row: columns, ascending, and values. order: column of each rank."""
+def decoded(text: bytes, nnz: int, dtype: str, order: Sequence[int] | None = None, n_vars: int = 1 << 24) -> tuple[list[int], NDArray]:
+    """Decode a row: columns, ascending, and values. order: column of each rank. Raises ValueError for bytes that are no row."""
     at, rank, found = (nnz + 7) // 8, -1, []
+    if at > len(text):
+        raise ValueError(f"{len(text)} bytes; {nnz} nonzeros have {at} control bytes")
     for number, code in enumerate(text[:at]):
         c, gap_width = min(8, nnz - 8 * number), GAPS[code & 15]
         is_raw = code >> 4 == RAW_CODE
         width = 8 * np.dtype(dtype).itemsize if is_raw else COUNTS[code >> 4]
         middle = at + (c * gap_width + 7) // 8
         end = middle + (c * width + 7) // 8
+        if end > len(text):
+            raise ValueError(f"block {number} ends at {end}, the row at {len(text)}")
         for gap, bits in zip(numbers(text[at:middle], c, gap_width), numbers(text[middle:end], c, width), strict=True):
             rank += gap + 1
-            value = np.frombuffer(bits.to_bytes(8, "little"), dtype, 1)[0] if is_raw else np.array(bits + 1).astype(dtype)[()]
+            if rank >= n_vars:
+                raise ValueError(f"rank {rank} of {n_vars} genes")
+            count = (bits + 1) % 2**32
+            value = np.frombuffer(bits.to_bytes(8, "little"), dtype, 1)[0] if is_raw else np.array(count).astype(dtype)[()]
             found.append((rank if order is None else int(order[rank]), value))
         at = end
     found.sort(key=lambda pair: pair[0])
