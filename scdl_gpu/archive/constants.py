@@ -76,6 +76,7 @@ class Backend(IntEnum):
     """Codes of the layouts of an archive's arrays."""
 
     MEMMAP_V0 = 1
+    PACKED_V1 = 2  # ours alone: bionemo-scdl refuses what it cannot read
 
 
 class Mode(str, Enum):  # noqa: UP042 (as above)

@@ -80,9 +80,7 @@ class ShardWriter:
             raise ValueError(f"{self.path}: a shard has at most {MOST_WORDS:,} words and {MOST_ROWS:,} rows; begin another")
         starts = np.append(entries["offset"].astype(np.int64), words.size)
         if starts[0] != 0 or (np.diff(starts) < 0).any():
-            raise ValueError(
-                f"{self.path}: offsets of rows from {starts[0]:,} to {words.size:,}, expected 0, and none below the one before"
-            )
+            raise ValueError(f"{self.path}: offsets of rows from {starts[0]:,} to {words.size:,}, expected to ascend from 0")
         placed = entries.astype(ENTRY)
         placed["offset"] = starts[:-1] + self.n_words
         self._file.append(words)

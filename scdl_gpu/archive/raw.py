@@ -9,19 +9,20 @@ import contextlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from scdl_gpu.archive.constants import FileNames
+from scdl_gpu.archive.constants import Backend, FileNames
 from scdl_gpu.archive.dtypes import array_dtypes, is_vouched
 from scdl_gpu.archive.features import ObservedFeatureIndex, RowFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.graphs import Graph, open_neighbors, open_obsm, open_obsp
 from scdl_gpu.archive.header import SCDLHeader
 from scdl_gpu.archive.maps import Array, map_array, size_bytes
-from scdl_gpu.errors import ArchiveError, MissingFileError
+from scdl_gpu.errors import ArchiveError, MissingFileError, NotRawError
 
 if TYPE_CHECKING:
     from scdl_gpu.archive.parts import Archive
@@ -30,8 +31,11 @@ logger = logging.getLogger(__name__)
 
 Generation = Literal["A", "B", "C", "D"]
 Index = TypeVar("Index", bound=RowFeatureIndex)
+Opened = TypeVar("Opened", bound="Archive")
 
 ARRAY_FILES = (FileNames.DATA.value, FileNames.ROWPTR.value, FileNames.COLPTR.value)
+PACKED = "packed"
+"""Entry of metadata.json that packed archives have."""
 STAMPED = (*ARRAY_FILES, FileNames.HEADER.value, FileNames.METADATA.value)
 
 
@@ -79,6 +83,11 @@ def open_raw(path: Path, *, writable: bool = False, data_dtype: str | None = Non
     Raises MissingFileError where a file is not there, ArchiveError where one is damaged. Nothing is written.
     An archive that is exchanged while it is being opened is opened anew.
     """
+    return open_whole(path, lambda: load_raw(path, writable=writable, data_dtype=data_dtype))
+
+
+def open_whole(path: Path, load: Callable[[], Opened]) -> Opened:
+    """Open the archive at `path` by `load`, anew where it was exchanged meanwhile. Errors as of `open_raw`."""
     while True:
         try:
             held = os.open(path, os.O_PATH | os.O_CLOEXEC)  # keeps the inode from being given to another directory
@@ -87,7 +96,7 @@ def open_raw(path: Path, *, writable: bool = False, data_dtype: str | None = Non
         except OSError as error:
             raise ArchiveError(f"{path} cannot be opened: {error}; check what it is and its permissions") from error
         try:
-            archive = _open(path, writable=writable, data_dtype=data_dtype)
+            archive = load()
             if _is_at(path, held):
                 for file in missing_names(archive):
                     logger.warning("%s: metadata.json records it, and there is none that fits; names are left out", file)
@@ -164,23 +173,29 @@ def check_identity(archive: "Archive", expected: dict[str, Any]) -> None:
 
 
 def _device(told: dict[str, Any]) -> int | None:
-    """Return the file system of the values; it has another number on another machine."""
-    return told["stamp"][0][0] if told["stamp"] and told["stamp"][0] else None
+    """Return the file system of the archive; it has another number on another machine."""
+    return next((file[0] for file in told["stamp"] if file), None)
 
 
-def _open(path: Path, *, writable: bool, data_dtype: str | None) -> RawArchive:
+def load_raw(path: Path, *, writable: bool = False, data_dtype: str | None = None) -> RawArchive:
+    """Open the raw archive at `path` once, as `open_raw` does if nobody exchanges it. Raises OSError, too."""
     opened = stamp(path)
-    metadata = _read_metadata(path)
-    header = _read_header(path)
-    var, var_directory = _load_features(path, VariableFeatureIndex, (FileNames.VAR_FEATURES.value, FileNames.FEATURES.value))
-    obs, _ = _load_features(path, ObservedFeatureIndex, (FileNames.OBS_FEATURES.value,))
+    metadata = read_metadata(path)
+    header = read_header(path)
+    if PACKED in metadata or (header is not None and header.backend is Backend.PACKED_V1):
+        raise NotRawError(
+            f"{path} is a packed archive, which has no plain arrays; "
+            f"open it with open_archive or SingleCellMemMapDataset, or make a raw archive of it with `scdl-gpu unpack`"
+        )
+    var, var_directory = load_features(path, VariableFeatureIndex, (FileNames.VAR_FEATURES.value, FileNames.FEATURES.value))
+    obs, _ = load_features(path, ObservedFeatureIndex, (FileNames.OBS_FEATURES.value,))
     sizes = {name: size_bytes(path, name) for name in ARRAY_FILES}
     vouched, known_rows = is_vouched(path, header, metadata), _known_rows(var, header, metadata)
     dtypes = array_dtypes(path, header, sizes, n_rows=known_rows, data_dtype=data_dtype, vouched=vouched)
     data, indptr, indices = (map_array(path, name, dtypes[name], writable=writable) for name in ARRAY_FILES)
     _check_lengths(path, header, indptr, indices, data, filled=var.number_of_rows() > 0)
     for name, index in ((var_directory or FileNames.VAR_FEATURES.value, var), (FileNames.OBS_FEATURES.value, obs)):
-        _check_features(path, header, name, index, int(indptr.size) - 1)
+        check_features(path, header, name, index, int(indptr.size) - 1)
     n_rows, nnz = int(indptr.size) - 1, int(data.size)
     unchanged = metadata.get("num_rows") == n_rows and metadata.get("nnz") == nnz and (vouched or nnz == 0)
     return RawArchive(
@@ -210,7 +225,8 @@ def _known_rows(var: VariableFeatureIndex, header: SCDLHeader | None, metadata: 
     return n_rows if type(n_rows) is int and n_rows >= 0 else None
 
 
-def _read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Read metadata.json of the archive at `path`. Raises MissingFileError, and ArchiveError for what is no JSON object."""
     file = path / FileNames.METADATA.value
     try:
         metadata = json.loads(file.read_bytes())
@@ -226,12 +242,14 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-def _read_header(path: Path) -> SCDLHeader | None:
+def read_header(path: Path) -> SCDLHeader | None:
+    """Read header.sch of the archive at `path`; None where there is none."""
     file = path / FileNames.HEADER.value
     return SCDLHeader.load(str(file)) if file.exists() else None
 
 
-def _load_features(path: Path, kind: type[Index], names: tuple[str, ...]) -> tuple[Index, str | None]:
+def load_features(path: Path, kind: type[Index], names: tuple[str, ...]) -> tuple[Index, str | None]:
+    """Load the feature index under the first of `names` that is there, and return its name; an empty one where there is none."""
     for name in names:
         if (path / name).exists():
             return kind.load(str(path / name), pickled_paths=True), name
@@ -281,7 +299,7 @@ def _original(path: Path, name: str) -> str:
     return f"; {name}.tmp beside it is its original, left by bionemo-scdl: give it the name {name}" if there else ""
 
 
-def _check_features(path: Path, header: SCDLHeader | None, name: str, index: RowFeatureIndex, n_rows: int) -> None:
+def check_features(path: Path, header: SCDLHeader | None, name: str, index: RowFeatureIndex, n_rows: int) -> None:
     """Raise ArchiveError unless the feature index under `name` describes all rows, or none."""
     found = index.number_of_rows()
     info = header.get_feature_index(name) if header is not None else None

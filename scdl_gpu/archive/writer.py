@@ -130,7 +130,7 @@ def finish(
         dtype = np.dtype(dtypes[name.value])
         length = (directory / name.value).stat().st_size // dtype.itemsize
         arrays.append(ArrayInfo(name.name, length, ArrayDType.from_numpy_dtype(dtype)))
-    indices = [_feature_info(directory, name, index) for name, index in ((FileNames.VAR_FEATURES, var), (FileNames.OBS_FEATURES, obs))]
+    indices = [feature_info(directory, name, index) for name, index in ((FileNames.VAR_FEATURES, var), (FileNames.OBS_FEATURES, obs))]
     nnz, rows = arrays[0].length, arrays[1].length - 1
     if header is not None:
         arrays += [info for info in header.arrays if info.name not in (FileNames.DATA.name, FileNames.ROWPTR.name, FileNames.COLPTR.name)]
@@ -147,7 +147,8 @@ def finish(
     (directory / FileNames.VERSION.value).write_text(json.dumps(__version__))
 
 
-def _feature_info(directory: Path, name: FileNames, index: RowFeatureIndex) -> FeatureIndexInfo:
+def feature_info(directory: Path, name: FileNames, index: RowFeatureIndex) -> FeatureIndexInfo:
+    """Describe the feature index that was saved under `name` in `directory`, for its header."""
     folder = directory / name.value
     tables = sorted(file.name for file in folder.glob("*.parquet"))
     files = [f"{name.value}/{file}" for file in ("cumulative_sum_index.npy", "labels.json", "version.npy", *tables)]

@@ -20,8 +20,9 @@ from scdl_gpu.archive.constants import (
 
 @pytest.mark.parametrize("name", ["FileNames", "ArrayDType", "Backend", "Mode", "NeighborSamplingStrategy"])
 def test_members_are_the_references(name: str) -> None:
-    """Every enumeration has the reference's members, values and order, and prints as it does."""
-    ours, theirs = list(getattr(constants, name)), list(getattr(reference, name))
+    """Every enumeration has the reference's members, values and order, and prints as it does; one backend is ours alone."""
+    own = {constants.Backend.PACKED_V1} if name == "Backend" else set()
+    ours, theirs = [member for member in getattr(constants, name) if member not in own], list(getattr(reference, name))
 
     assert [(member.name, member.value, str(member)) for member in ours] == [(m.name, m.value, str(m)) for m in theirs]
 
