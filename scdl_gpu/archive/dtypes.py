@@ -97,7 +97,7 @@ def array_dtypes(
         dtypes[DATA] = _plausible(path, dtypes[DATA], sizes[DATA], data_dtype)
     if header is None and data_dtype is None:
         warnings.warn(
-            f"SCDL header missing at {path / FileNames.HEADER.value}; the values are taken for float32", UserWarning, stacklevel=8
+            f"SCDL header missing at {path / FileNames.HEADER.value}; the values are taken for float32", UserWarning, stacklevel=10
         )
     return dtypes
 
@@ -174,7 +174,7 @@ def _plausible(path: Path, dtype: str, data_bytes: int, data_dtype: str | None) 
                 f"{path / DATA}: the archive's header says {dtype}; its values are read as data_dtype={data_dtype!r}, as asked. "
                 f"Leave data_dtype out if the header is right",
                 UserWarning,
-                stacklevel=8,
+                stacklevel=10,
             )
         return data_dtype
     if guess is None:

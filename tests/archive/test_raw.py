@@ -173,7 +173,6 @@ def test_arrays_that_the_header_does_not_name_have_default_dtypes(
     [
         ({"version": (1, 0, 0)}, r"Unsupported version: 1\.0\.0"),
         ({"version": (9, 9, 9)}, r"Unsupported version: 9\.9\.9"),
-        ({"backend": 2}, r"is a packed archive.*scdl-gpu unpack"),
         ({"backend": 3}, r"Invalid backend value: 3"),
         ({"backend": 77}, r"Invalid backend value: 77"),
     ],
