@@ -11,15 +11,15 @@ FLOORS = {
     7: "__init__ cli compat bench",
     6: "loader collection",
     5: "dataset cuda_assembly",
-    4: "rows placement obs assembly",
+    4: "rows placement obs assembly pack",
     3: "convert slab collate neighbors shards buffers tables row_source",
     2: "archive backend device order sampler",
     1: "kernels reader arena",
     0: "errors batch version row_dataset",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
-FREE_WITHIN = {"archive", "convert", "cli", "kernels"}
-THIN_OVER = {("cli", "bench")}  # `scdl-gpu bench` only hands its arguments on
+FREE_WITHIN = {"archive", "convert", "pack", "cli", "kernels"}
+THIN_OVER = {("cli", "bench"), ("convert", "pack")}  # `scdl-gpu bench` and `convert_h5ad(packed=True)` only hand their arguments on
 HOME_OF = {
     "cupy": {"scdl_gpu.device", "scdl_gpu.kernels.gpu"},
     "cupyx": {"scdl_gpu.device", "scdl_gpu.kernels.gpu"},
