@@ -17,6 +17,7 @@ from scdl_gpu.archive.commit import Staging, check_space, space_errors
 from scdl_gpu.archive.constants import FLOAT_ORDER, INT_ORDER, FileNames, Mode, NeighborSamplingStrategy
 from scdl_gpu.archive.dtypes import DEFAULT_DTYPES
 from scdl_gpu.archive.join import common_dtype
+from scdl_gpu.archive.packed import open_archive
 from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive, check_identity, identity, open_raw
 from scdl_gpu.archive.writer import finish
 from scdl_gpu.errors import ArchiveError
@@ -140,7 +141,7 @@ class SingleCellMemMapDataset(ArchiveRows):
 
         warn: where it has no neighbours and they are asked for. The working directory may change afterwards.
         """
-        archive = open_raw(place, data_dtype=self._data_dtype)
+        archive = open_archive(place, data_dtype=self._data_dtype)
         self._drop_staging()
         self.data_path = self.data_path if given is None else given
         self._path, self.mode, self._canonical = place, Mode.READ_APPEND, None

@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
+from scdl_gpu.archive.packed import open_archive
 from scdl_gpu.archive.parts import Archive
-from scdl_gpu.archive.raw import open_raw as open_archive
 from scdl_gpu.assembly import Assembler, Output, Wanted
 from scdl_gpu.batch import Batch
 from scdl_gpu.cuda_assembly import STAYS, assembler_for

@@ -5,20 +5,18 @@ Kernels are loaded with the first batch: opening must not wait for Numba.
 """
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scdl_gpu.archive.constants import FileNames, smallest_uint_dtype
 from scdl_gpu.archive.maps import Array
+from scdl_gpu.archive.packed import PackedArchive
 from scdl_gpu.archive.parts import DAMAGED_TEXT, NO_SLOTS, Archive, Parts
 from scdl_gpu.archive.raw import RawArchive
 from scdl_gpu.backend import BATCH_DTYPES, PACKED_DTYPES, Csr, CsrSource, index_dtype, split
 from scdl_gpu.errors import ArchiveError
-
-if TYPE_CHECKING:
-    from scdl_gpu.archive.packed import PackedArchive
 
 Ints = NDArray[np.int64]
 
@@ -79,7 +77,7 @@ class RawRows:
 class PackedRows:
     """Rows of a packed archive, decoded when they are asked for; columns in var order."""
 
-    def __init__(self, archive: "PackedArchive") -> None:
+    def __init__(self, archive: PackedArchive) -> None:
         self._archive = archive
         self.dtype = archive.dtype
         self.index_dtype = np.dtype(smallest_uint_dtype(max(0, archive.n_vars - 1)))
@@ -87,8 +85,7 @@ class PackedRows:
     @property
     def widest(self) -> int:
         """The number of genes, which every shard knows."""
-        n_vars: int = self._archive.n_vars
-        return n_vars
+        return self._archive.n_vars
 
     @cached_property
     def _parts(self) -> Parts:

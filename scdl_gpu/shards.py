@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scdl_gpu.archive.blocks import Block
 from scdl_gpu.archive.columns import Column
 from scdl_gpu.archive.features import VariableFeatureIndex
+from scdl_gpu.archive.packed import open_archive
 from scdl_gpu.archive.parts import Archive, Extents, Part, Parts
-from scdl_gpu.archive.raw import open_raw as open_archive
 from scdl_gpu.backend import BATCH_DTYPES, PACKED_DTYPES
 from scdl_gpu.errors import ArchiveError
 

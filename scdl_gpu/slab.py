@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -20,15 +20,13 @@ from numpy.typing import NDArray
 from scdl_gpu import reader
 from scdl_gpu.archive.check import check_columns, check_distinct, pieces
 from scdl_gpu.archive.constants import FileNames
+from scdl_gpu.archive.packed_shard import PackedShard
 from scdl_gpu.archive.parts import DAMAGED_TEXT, Archive, Part, parts_of
 from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive
 from scdl_gpu.device import Device, Event, padded
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.kernels.packed import PACKED, SLACK_BYTES, rows_of
 from scdl_gpu.kernels.shards import DAMAGED, FAULTS, NO_FAULT
-
-if TYPE_CHECKING:
-    from scdl_gpu.archive.packed_shard import PackedShard
 
 Progress = Callable[[int], None]
 
@@ -135,7 +133,7 @@ def _check_raw(
 class PackedPlot:
     """The payload of a packed shard, from `payload` on, a multiple of ALIGNMENT; it stays packed."""
 
-    def __init__(self, shard: "PackedShard", start: int) -> None:
+    def __init__(self, shard: PackedShard, start: int) -> None:
         self._shard = shard
         self.payload = start
         self.size_bytes = padded(4 * shard.n_words)
@@ -166,7 +164,7 @@ class PackedPlot:
             first = last
 
 
-def _check_packed(shard: "PackedShard", first: int, last: int, payload: NDArray[np.uint8]) -> bool:
+def _check_packed(shard: PackedShard, first: int, last: int, payload: NDArray[np.uint8]) -> bool:
     """Verify the checks of rows first..last-1. Raises ArchiveError naming the first that is damaged."""
     from scdl_gpu.kernels import cpu
 

@@ -10,7 +10,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from scdl_gpu.archive.maps import map_array
 from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive, stamp
 from scdl_gpu.archive.writer import COPY_BYTES, ArrayWriter, finish
 from scdl_gpu.errors import ArchiveError
+
+if TYPE_CHECKING:
+    from scdl_gpu.archive.parts import Archive
 
 DATA = FileNames.DATA.value
 DESCRIPTION = tuple(
@@ -88,25 +91,27 @@ def describe(path: Path, archive: RawArchive, *, canonical: bool) -> None:
         _finish(staging.directory, archive, archive.dtypes, canonical=canonical)
 
 
-def _check_unchanged(path: Path, archive: RawArchive) -> None:
+def _check_unchanged(path: Path, archive: "Archive") -> None:
     """Raise ArchiveError if what is at `path` is not what `archive` was opened from: the two would be mixed."""
     if stamp(path) != archive.stamp:
         raise ArchiveError(f"{path} was changed by another writer after it was opened here; open it again, and repeat what you changed")
 
 
-def copy(archive: RawArchive, path: Path) -> None:
+def copy(archive: "Archive", path: Path) -> None:
     """Write `archive` to `path`, which must not exist, with every file it has. Raises ValueError for a path inside it."""
     check_outside(path, [archive.path])
     size = sum(file.stat().st_size for file in archive.path.rglob("*") if file.is_file())
     with Staging.create(path, needed_bytes=size) as staging:
         try:
-            for name in sorted(entry.name for entry in archive.path.iterdir() if entry.name not in DESCRIPTION):
+            written = DESCRIPTION if isinstance(archive, RawArchive) else ()
+            for name in sorted(entry.name for entry in archive.path.iterdir() if entry.name not in written):
                 _copy_tree(archive.path / name, staging.directory / name)
         except FileNotFoundError:  # exchanged under our hands, if anything
             _check_unchanged(archive.path, archive)
             raise
         _check_unchanged(archive.path, archive)
-        _finish(staging.directory, archive, archive.dtypes, canonical=archive.canonical)
+        if isinstance(archive, RawArchive):
+            _finish(staging.directory, archive, archive.dtypes, canonical=archive.canonical)
 
 
 def check_outside(output_path: str | os.PathLike[str], sources: Iterable[Path]) -> None:
@@ -117,7 +122,7 @@ def check_outside(output_path: str | os.PathLike[str], sources: Iterable[Path]) 
         raise ValueError(f"output_path {output_path} lies inside {inside}, which is one of the inputs; choose a path outside")
 
 
-def destroy(path: Path, archives: Iterable[RawArchive]) -> bool:
+def destroy(path: Path, archives: "Iterable[Archive]") -> bool:
     """Remove the archive at `path` if it is what all of `archives` were opened from; else keep it, warn, and return False.
 
     One that is gone is no fault.

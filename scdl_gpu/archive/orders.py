@@ -5,16 +5,14 @@ so a thousand shards of one order need one table; the shard that a table is take
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl_gpu.archive.packed_shard import Order, PackedShard
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.kernels.packed import ORDER, order_entry
-
-if TYPE_CHECKING:
-    from scdl_gpu.archive.packed_shard import PackedShard
 
 MOST_BYTES = 256 << 20
 """Of all tables together: every process, and a GPU, has them beside the rows."""
@@ -30,7 +28,7 @@ class GeneOrders:
     ArchiveError for a damaged table, and for tables of more than MOST_BYTES.
     """
 
-    def __init__(self, shards: "Sequence[PackedShard | None]", n_vars: int, *, is_stored: bool = False) -> None:
+    def __init__(self, shards: Sequence[PackedShard | None], n_vars: int, *, is_stored: bool = False) -> None:
         self.firsts = np.cumsum([0, *(0 if shard is None else len(shard.orders) for shard in shards)], dtype=np.int64)
         self.places = np.zeros(int(self.firsts[-1]), np.uint16)
         self.tables: list[NDArray[Any] | None] = []
@@ -53,32 +51,38 @@ class GeneOrders:
         stored = self.tables[0] if self._is_stored and self.tables else None
         return np.arange(self._n_vars) if stored is None else np.asarray(stored, np.int64)
 
-    def _merge(self, shards: "Sequence[PackedShard | None]") -> "list[PackedShard]":
+    def _merge(self, shards: Sequence[PackedShard | None]) -> list[PackedShard]:
         """Find the distinct orders; returns the shard that each is taken from."""
-        known: dict[bytes, int] = {}
+        known: dict[tuple[bytes, int], int] = {}
         owners, size_bytes = [], 0
         for number, shard in enumerate(shards):
             if shard is None:
                 continue
             for k, order in enumerate(shard.orders):
-                if order.digest not in known:
+                key = (order.digest, 0 if order.table is None else shard.n_vars)
+                if key not in known:
                     shard.check_tables()
-                    known[order.digest] = len(self.tables)
-                    self.tables.append(order.table)
+                    known[key] = len(self.tables)
+                    self.tables.append(self._padded(order))
                     owners.append(shard)
                     size_bytes += 0 if order.table is None else order.table.nbytes
                     self._check_size(shard, size_bytes)
-                self.places[self.firsts[number] + k] = known[order.digest]
+                self.places[self.firsts[number] + k] = known[key]
         return owners
 
-    def _check_size(self, shard: "PackedShard", size_bytes: int) -> None:
+    def _padded(self, order: Order) -> NDArray[Any] | None:
+        """Give the table of an order as many entries as kernels may look at: a block of fewer genes than others has a shorter one."""
+        table = order.table
+        return table if table is None or table.size == self._n_vars else np.pad(table, (0, self._n_vars - table.size))
+
+    def _check_size(self, shard: PackedShard, size_bytes: int) -> None:
         if size_bytes > MOST_BYTES or len(self.tables) > MOST_ORDERS:
             raise ArchiveError(
                 f"{shard.path}: up to this shard there are {len(self.tables):,} different gene orders of {size_bytes:,} bytes, expected at "
                 f"most {MOST_ORDERS:,} and {MOST_BYTES:,}; open fewer archives at once, or pack them with fewer groups"
             )
 
-    def _check_stored(self, shards: "Sequence[PackedShard | None]", owners: "list[PackedShard]") -> None:
+    def _check_stored(self, shards: Sequence[PackedShard | None], owners: list[PackedShard]) -> None:
         """Raise ValueError naming shards with different orders."""
         cure = 'leave out gene_order="stored", or pack without groups, in one order'
         if len(owners) > 1:

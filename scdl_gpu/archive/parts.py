@@ -7,23 +7,21 @@ that are equal are one, by their hashes, so that a thousand shards of one order 
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Union
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scdl_gpu.archive.orders import GeneOrders
+from scdl_gpu.archive.packed import PackedArchive
+from scdl_gpu.archive.packed_shard import PackedShard
 from scdl_gpu.archive.raw import RawArchive
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.kernels.packed import PACKED, ROW, shard_entry
 from scdl_gpu.kernels.shards import SHARD, entry
 
-if TYPE_CHECKING:
-    from scdl_gpu.archive.packed import PackedArchive
-    from scdl_gpu.archive.packed_shard import PackedShard
-
 Ints = NDArray[np.int64]
-Archive = Union[RawArchive, "PackedArchive"]
+Archive = RawArchive | PackedArchive
 NO_SLOTS = np.empty(0, np.int32)
 """Rows go where they stand."""
 
@@ -65,7 +63,7 @@ class Part(NamedTuple):
     """
 
     archive: Archive
-    shard: "PackedShard | None"
+    shard: PackedShard | None
     first: int
     n_rows: int
     table: NDArray[Any]

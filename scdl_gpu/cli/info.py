@@ -35,7 +35,7 @@ def info(
     scdl-gpu info pbmc --json | jq .cells
     """  # noqa: D301
     with reported():
-        from scdl_gpu.archive.raw import open_raw as open_archive
+        from scdl_gpu.archive.packed import open_archive
         from scdl_gpu.cli.describe import facts
 
         found = facts(open_archive(archive, data_dtype=stored_dtype))

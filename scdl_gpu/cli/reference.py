@@ -96,7 +96,7 @@ def _convert(data_path: Path, directory: Path, neighbors: dict[str, Any], option
             raise
         complain("error", error, FLAGS)
         raise typer.Exit(1) from error
-    archives = [dataset.archive for dataset in collection.fname_to_mmap.values()]
+    archives = [dataset.raw_archive("join") for dataset in collection.fname_to_mmap.values()]
     if len(archives) == 1:
         archives[0].path.rename(whole)
     else:

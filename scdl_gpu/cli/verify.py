@@ -27,7 +27,7 @@ def verify(
     """  # noqa: D301
     with reported():
         from scdl_gpu.archive.check import check_archive
-        from scdl_gpu.archive.raw import open_raw as open_archive
+        from scdl_gpu.archive.packed import open_archive
         from scdl_gpu.convert.write import progress_bar
 
         start = time.perf_counter()

@@ -1,0 +1,305 @@
+"""GPUBatchLoader over packed archives, alone and among raw ones: its batches are those of the raw archives, bit for bit."""
+
+import logging
+import pickle
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from cells import N_ROWS, N_VARS, dense, matrix, rows_of, write
+from emulator.device import EmulatedDevice
+from packed_cells import byte_of, flip, orders_of, write_packed
+from torch.utils.data import DataLoader, RandomSampler
+
+from scdl_gpu import ArchiveError, GPUBatchLoader, SingleCellMemMapDataset
+from scdl_gpu.archive import orders as gene_orders
+from scdl_gpu.archive.packed import open_packed
+
+STORED = ["uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
+VAR = ["g7", 3, "g39"]
+OUTPUTS: list[dict[str, Any]] = [
+    {},
+    {"output": "dense"},
+    {"output": "dense", "dtype": torch.bfloat16, "var": VAR},
+    {"output": "dense", "dtype": torch.float64, "normalize_total": 1e4},
+    {"output": "dense", "normalize_total": 1e4, "log1p": True, "var": VAR},
+]
+DEVICES = ["cpu", "device", "pinned", "host"]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Sparse CSR tensor support is in beta:UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of archives that no test changes."""
+    return tmp_path_factory.mktemp("packed")
+
+
+@pytest.fixture(scope="module")
+def raw(folder: Path) -> Path:
+    """Give a raw archive of `matrix()`."""
+    return write(folder / "raw", matrix())
+
+
+@pytest.fixture(scope="module")
+def packed(folder: Path) -> Path:
+    """Give a packed archive of the same cells, in three shards of one gene order."""
+    return write_packed(folder / "packed", matrix())
+
+
+@pytest.fixture(scope="module")
+def grouped(folder: Path) -> Path:
+    """Give a packed archive of other cells, in three gene orders, one of them the identity."""
+    return write_packed(folder / "grouped", matrix(seed=1), orders=[*orders_of(2, N_VARS, 5), None], seed=1)
+
+
+@pytest.fixture(scope="module")
+def other(folder: Path) -> Path:
+    """Give the raw archive of the cells of `grouped`."""
+    return write(folder / "other", matrix(seed=1), seed=1)
+
+
+@pytest.fixture(params=DEVICES)
+def where(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
+    """Give what puts a loader on the CPU, or on the emulated device with a placement."""
+    caplog.set_level(logging.ERROR)
+    return {"device": "cpu"} if request.param == "cpu" else {"device": EmulatedDevice(), "placement": request.param}
+
+
+def parts(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Give the tensors that a batch is made of."""
+    return (x.crow_indices(), x.col_indices(), x.values()) if x.layout == torch.sparse_csr else (x,)
+
+
+def bits(x: torch.Tensor) -> bytes:
+    """Give the bytes of a tensor, which tell NaN and -0.0 apart."""
+    return x.contiguous().view(torch.uint8).numpy().tobytes() if x.numel() else b""
+
+
+def check_same(found: Any, expected: Any) -> None:
+    """Compare the batches of two loaders: tensors, dtypes, rows, obs and padding."""
+    for batch, raw_batch in zip(found, expected, strict=True):
+        for a, b in zip(parts(batch.x), parts(raw_batch.x), strict=True):
+            assert a.dtype == b.dtype
+            assert a.shape == b.shape
+            assert bits(a) == bits(b)
+        assert torch.equal(batch.rows, raw_batch.rows)
+        assert torch.equal(batch.is_padding, raw_batch.is_padding)
+        assert batch.obs.keys() == raw_batch.obs.keys()
+        assert all(torch.equal(batch.obs[name].nan_to_num(-1), raw_batch.obs[name].nan_to_num(-1)) for name in batch.obs)
+
+
+@pytest.mark.parametrize("options", OUTPUTS, ids=lambda options: "-".join(map(str, options)) or "csr")
+@pytest.mark.parametrize("mixed", [False, True], ids=["packed", "mixed"])
+def test_batches_are_those_of_raw_archives(
+    options: dict[str, Any], mixed: bool, where: dict[str, Any], raw: Path, other: Path, packed: Path, grouped: Path
+) -> None:
+    """CSR and dense, normalised, with a subset of genes, wherever rows lie: one packed archive, and four in a mixed list."""
+    found, expected = ([packed, raw, grouped, packed], [raw, raw, other, raw]) if mixed else ([packed], [raw])
+    obs = ["line", "depth", "count"]
+
+    with GPUBatchLoader(found, 32, **where, **options, obs=obs) as loader:
+        check_same(loader, GPUBatchLoader(expected, 32, device="cpu", **options, obs=obs))
+        assert loader.var_order.tolist() == ([7, 3, 39] if "var" in options else list(range(N_VARS)))
+        assert loader.categories["line"].tolist() == ["c", "b", "a", "unused"]
+
+
+@pytest.mark.parametrize("dtype", STORED)
+@pytest.mark.parametrize("options", [{}, {"output": "dense", "normalize_total": 1.0}], ids=["csr", "dense"])
+def test_every_stored_dtype_comes_out_as_from_raw(dtype: str, options: dict[str, Any], where: dict[str, Any], tmp_path: Path) -> None:
+    """Values of each dtype that raw archives have, floats with fractions, infinities, NaN and -0.0 among them."""
+    x = matrix("float32" if dtype == "float16" else dtype)
+    if dtype.startswith("float"):
+        x.data[::5] *= 1.37
+        x.data[[3, 30, 300]] = np.inf, -0.0, -2.5
+        x.data[70] = np.nan if not options else 1e-3
+    elif dtype != "uint8":
+        x.data[::7] = np.iinfo(dtype).max if dtype in ("uint16", "uint32") else 2**62 + 1
+    raw, packed = write(tmp_path / "raw", x, data_dtype=dtype), write_packed(tmp_path / "packed", x, dtype, orders=2)
+
+    with GPUBatchLoader([packed, raw], 64, **where, **options) as loader:
+        check_same(loader, GPUBatchLoader([raw, raw], 64, device="cpu", **options))
+
+
+@pytest.mark.parametrize(
+    ("source", "made"),
+    [("int8", torch.int32), ("int16", torch.int32), ("int32", torch.int32), ("int64", torch.int64), ("bool", torch.uint8)],
+)
+def test_dtypes_that_only_packed_archives_have(source: str, made: torch.dtype, where: dict[str, Any], tmp_path: Path) -> None:
+    """Signed integers, negative ones among them, and truth values come in the dtype that torch computes in."""
+    x = matrix("int64")
+    x.data = np.ones_like(x.data) if source == "bool" else np.where(np.arange(x.nnz) % 3, x.data % 100 + 1, -(x.data % 128) - 1)
+    if source == "int64":
+        x.data[::9] = -(2**63)
+    packed = write_packed(tmp_path / "packed", x, source)
+
+    with GPUBatchLoader(packed, 32, **where) as loader:
+        for batch in loader:
+            assert batch.x.dtype == made
+            np.testing.assert_array_equal(dense(batch.x), x[batch.rows.numpy()].toarray())
+
+
+def test_dtypes_of_a_mixed_list_meet(tmp_path: Path) -> None:
+    """The dtype of a batch holds what all archives of the list hold."""
+    paths = {source: write_packed(tmp_path / source, matrix("int64"), source) for source in ("uint8", "int16", "int64", "float32")}
+    raw = write(tmp_path / "raw", matrix(), data_dtype="uint16")
+    expected = {
+        ("uint8",): torch.uint8, ("int16", "uint8"): torch.int32, ("int16", "int64"): torch.int64, ("int16", "float32"): torch.float64,
+    }  # fmt: skip
+
+    for names, dtype in expected.items():
+        assert next(iter(GPUBatchLoader([paths[name] for name in names], 8, device="cpu"))).x.dtype == dtype
+    assert next(iter(GPUBatchLoader([paths["uint8"], raw], 8, device="cpu"))).x.dtype == torch.int32
+
+
+@pytest.mark.parametrize("options", OUTPUTS, ids=lambda options: "-".join(map(str, options)) or "csr")
+def test_stored_order_renumbers_columns(options: dict[str, Any], where: dict[str, Any], raw: Path, packed: Path) -> None:
+    """With gene_order="stored" `var_order` tells the gene of each column; chosen genes stay where they were asked for."""
+    (order,) = orders_of(1, N_VARS)
+
+    with GPUBatchLoader([packed, packed], 32, gene_order="stored", **where, **options) as loader:
+        assert loader.var_order.tolist() == ([7, 3, 39] if "var" in options else order.tolist())
+        for batch, expected in zip(loader, GPUBatchLoader([raw, raw], 32, device="cpu", **options), strict=True):
+            there = dense(expected.x.float())
+            np.testing.assert_array_equal(dense(batch.x.float()), there if "var" in options else there[:, order])
+
+
+def test_stored_order_needs_one_order(raw: Path, packed: Path, grouped: Path, tmp_path: Path) -> None:
+    """Several orders, of one archive or of two, and raw archives beside an order of its own are refused by name."""
+    unlike = write_packed(tmp_path / "unlike", matrix(), orders=orders_of(1, N_VARS, seed=9))
+    plain = write_packed(tmp_path / "plain", matrix(), orders=0)
+
+    for paths, message in (
+        ([grouped], r"grouped.shard-00000\.scdp has another gene order than .*grouped.shard-00000"),
+        ([packed, unlike], r"packed.shard-00000\.scdp has another gene order than .*unlike"),
+        ([raw, packed], r"packed.shard-00000\.scdp has a gene order of its own, the raw archives have that of var; leave out gene_order"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GPUBatchLoader(paths, device="cpu", gene_order="stored")
+    assert GPUBatchLoader([raw, plain], device="cpu", gene_order="stored").var_order.tolist() == list(range(N_VARS))
+    with pytest.raises(ValueError, match="gene_order is 'rank', expected 'var' or 'stored'"):
+        GPUBatchLoader(packed, device="cpu", gene_order="rank")
+
+
+def test_a_loader_resumes_where_it_was(raw: Path, packed: Path) -> None:
+    """The state of a loader over raw archives continues over packed ones: order and position are of rows."""
+    loader = GPUBatchLoader([raw, raw], 16, seed=3, device="cpu")
+    batches = iter(loader)
+    first = [next(batches) for _ in range(4)]
+    state = loader.state_dict()
+    resumed = GPUBatchLoader([packed, raw], 16, seed=8, device="cpu")
+    resumed.load_state_dict(state)
+
+    check_same(list(resumed), list(batches))
+    assert len(first) == 4
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_read_packed_rows(context: str, raw: Path, packed: Path) -> None:
+    """In worker processes the same batches are made; what travels is paths and options, stored order among them."""
+    loader = GPUBatchLoader([packed, packed], 32, device="cpu", gene_order="stored", obs=["line"])
+    alone = list(loader)
+    loader.set_epoch(0)
+
+    batches = list(DataLoader(loader, batch_size=None, num_workers=2, multiprocessing_context=context))
+
+    assert len(pickle.dumps(loader)) < 10_000
+    check_same(batches, alone)
+
+
+def test_samplers_and_datasets(raw: Path, packed: Path) -> None:
+    """Opened datasets go into a list beside paths, and a sampler chooses rows of both kinds."""
+    datasets = [SingleCellMemMapDataset(packed), raw]
+    sampler = RandomSampler(range(2 * N_ROWS), num_samples=50, generator=torch.Generator().manual_seed(4))
+
+    batches = list(GPUBatchLoader(datasets, 10, sampler=sampler, device="cpu"))  # type: ignore[arg-type]
+
+    whole = sp.vstack([matrix(), matrix()]).tocsr()
+    assert len(rows_of(batches)) == 50
+    for batch in batches:
+        np.testing.assert_array_equal(dense(batch.x), whole[batch.rows.numpy()].toarray())
+
+
+# Faults
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """Give a packed archive of its own, which a test may damage."""
+    return write_packed(tmp_path / "damaged", matrix(), orders=2)
+
+
+def drained(loader: Any) -> Iterator[Any]:
+    """Make all batches."""
+    with loader if hasattr(loader, "__enter__") else nullcontext():
+        yield from loader
+
+
+@pytest.mark.parametrize("bit", [1, 128])
+def test_a_flipped_bit_is_named(bit: int, where: dict[str, Any], raw: Path, damaged: Path) -> None:
+    """A bit of a row that is not as it was written: shard and row are in the error, before the epoch ends."""
+    shard = open_packed(damaged).shards[1]
+    flip(shard.path, byte_of(shard, 9) + 3, bit)
+
+    message = r"shard-00001\.scdp: row 9( \(row 49 of the archive\))? does not match its check"
+    with pytest.raises(ArchiveError, match=message):
+        list(drained(GPUBatchLoader([raw, damaged], 16, **where)))
+
+
+def test_a_damaged_row_table_is_named(where: dict[str, Any], damaged: Path) -> None:
+    """An entry that was changed is noticed when its shard is first used, not before: opening costs nothing for the others."""
+    shard = open_packed(damaged).shards[2]
+    start = shard.header.rows.offset
+    flip(shard.path, start + 16 * 5 + 8)
+
+    loader = GPUBatchLoader(damaged, 16, batch_sampler=None, device="cpu")
+    part = GPUBatchLoader(damaged, batch_sampler=[list(range(80))], device="cpu")
+
+    assert len(list(part)) == 1
+    with pytest.raises(ArchiveError, match=r"shard-00002\.scdp: .*(row|table)"):
+        list(loader)
+    with pytest.raises(ArchiveError, match=r"shard-00002\.scdp: .*(row|table)"):
+        list(drained(GPUBatchLoader(damaged, 16, **where)))
+
+
+def test_rows_beyond_the_payload_are_never_read(damaged: Path) -> None:
+    """An entry that leaves the payload, below the hash that would tell: the row is named, whatever its bytes are."""
+    archive = open_packed(damaged)
+    loader = GPUBatchLoader(damaged, 16, device="cpu", shuffle=False)
+    table = np.array(archive.shards[0].entries)
+    table["offset"][7] = 2**31
+    for part in loader._shards.parts.parts[:1]:
+        object.__setattr__(part.shard, "check_tables", lambda: None)
+    loader._shards.parts._addresses[0] = table.ctypes.data
+
+    with pytest.raises(ArchiveError, match=r"shard-00000\.scdp: row [67] is .* in the row table"):
+        list(loader)
+
+
+def test_too_many_gene_orders_are_refused(packed: Path, grouped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of all orders of the list beyond the limit: the error has the sizes; equal orders count once."""
+    monkeypatch.setattr(gene_orders, "MOST_BYTES", 3 * 2 * N_VARS)
+
+    assert len(GPUBatchLoader([packed, grouped, packed, grouped], device="cpu")) > 0
+    monkeypatch.setattr(gene_orders, "MOST_BYTES", 3 * 2 * N_VARS - 1)
+    with pytest.raises(ArchiveError, match=r"grouped.shard-00000\.scdp: .* different gene orders of 240 bytes, expected at most .* 239"):
+        GPUBatchLoader([packed, grouped], device="cpu")
+
+
+def test_a_changed_archive_is_not_reopened(packed: Path, tmp_path: Path) -> None:
+    """What travels to a worker notices that another archive lies there now."""
+    path = write_packed(tmp_path / "a", matrix())
+    carried = pickle.dumps(GPUBatchLoader(path, device="cpu"))
+    path.rename(tmp_path / "old")
+    write_packed(path, matrix(n_rows=50))
+
+    with pytest.raises(ArchiveError, match="an archive was changed since the loader was made"):
+        pickle.loads(carried)
