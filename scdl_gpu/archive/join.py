@@ -7,7 +7,7 @@ the archives; dtypes are the widest that occur, row pointers the narrowest for t
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from scdl_gpu.archive.graphs import GRAPH_FILES, NEIGHBOR_DTYPES, NEIGHBOR_FILES
 from scdl_gpu.archive.raw import RawArchive
 from scdl_gpu.archive.writer import COPY_BYTES, ArrayWriter, finish
 from scdl_gpu.errors import ArchiveError
+
+if TYPE_CHECKING:
+    from scdl_gpu.archive.parts import Archive
 
 DATA, ROWPTR, COLPTR = FileNames.DATA.value, FileNames.ROWPTR.value, FileNames.COLPTR.value
 BESIDE = (FileNames.FEATURES.value, FileNames.VAR_FEATURES.value, FileNames.OBS_FEATURES.value, *NEIGHBOR_FILES, "obsp", "obsm")
@@ -87,8 +90,8 @@ def join(
     var = VariableFeatureIndex()
     for archive in archives:
         var.concat(archive.var)
-    obs = _joined_obs(archives)
-    described = _join_extras(archives, directory)
+    obs = joined_obs(archives)
+    described = join_beside(archives, directory)
     finish(
         directory,
         dtypes=dtypes,
@@ -110,7 +113,7 @@ def _join_pointers(pointers: Sequence[Any], file: Path, dtype: str, progress: Pr
             before += int(indptr[-1])
 
 
-def _joined_obs(archives: Sequence[RawArchive]) -> ObservedFeatureIndex:
+def joined_obs(archives: "Sequence[Archive]") -> ObservedFeatureIndex:
     """Join obs; rows of an archive without any (the oldest have none) get the columns of the others, all missing."""
     columns = next((archive.obs.columns for archive in archives if archive.obs.number_of_rows()), [])
     obs = ObservedFeatureIndex()
@@ -122,7 +125,7 @@ def _joined_obs(archives: Sequence[RawArchive]) -> ObservedFeatureIndex:
     return obs
 
 
-def _join_extras(archives: Sequence[RawArchive], directory: Path) -> dict[str, Any]:
+def join_beside(archives: "Sequence[Archive]", directory: Path) -> dict[str, Any]:
     """Write neighbour graph, obsp and obsm; returns the entries of metadata.json that name them."""
     described: dict[str, Any] = {}
     sources = {archive.metadata.get("x") for archive in archives}
@@ -144,7 +147,7 @@ def _join_extras(archives: Sequence[RawArchive], directory: Path) -> dict[str, A
     return described | ({"obsp": obsp} if obsp else {}) | ({"obsm": obsm} if obsm else {})
 
 
-def _joined_sources(archives: Sequence[RawArchive]) -> dict[str, Any]:
+def _joined_sources(archives: "Sequence[Archive]") -> dict[str, Any]:
     """Return what the archives are made of, one after the other: a list, or of too many their number; nothing where none says it."""
     sources = [archive.metadata.get("source") for archive in archives]
     if all(source is None for source in sources):
@@ -155,7 +158,7 @@ def _joined_sources(archives: Sequence[RawArchive]) -> dict[str, Any]:
     return {"source": [one for part in lists for one in part] if exact else count}
 
 
-def _whole_neighbors(archive: RawArchive) -> Graph | None:
+def _whole_neighbors(archive: "Archive") -> Graph | None:
     """Return the neighbour graph of an archive; None, with a warning, where it is from before rows were appended."""
     try:
         if archive.neighbors is not None:
@@ -166,7 +169,7 @@ def _whole_neighbors(archive: RawArchive) -> Graph | None:
     return archive.neighbors
 
 
-def _shared_keys(archives: Sequence[RawArchive], name: str) -> list[str]:
+def _shared_keys(archives: "Sequence[Archive]", name: str) -> list[str]:
     present: list[dict[str, Any]] = [getattr(archive, name) for archive in archives]
     everywhere = [key for key in present[0] if all(key in keys for keys in present)]
     dropped = sorted({key for keys in present for key in keys} - set(everywhere))
@@ -175,14 +178,14 @@ def _shared_keys(archives: Sequence[RawArchive], name: str) -> list[str]:
     return everywhere
 
 
-def _same_shapes(archives: Sequence[RawArchive], key: str) -> bool:
+def _same_shapes(archives: "Sequence[Archive]", key: str) -> bool:
     shapes = {archive.obsm[key].shape[1:] for archive in archives}
     if len(shapes) > 1:
         warnings.warn(f"obsm {key} left out of the joined archive: its widths differ ({sorted(shapes)})", UserWarning, stacklevel=4)
     return len(shapes) == 1
 
 
-def _join_graphs(archives: Sequence[RawArchive], graphs: Sequence[Graph | None], files: list[Path], dtypes: list[str]) -> None:
+def _join_graphs(archives: "Sequence[Archive]", graphs: Sequence[Graph | None], files: list[Path], dtypes: list[str]) -> None:
     n_rows = sum(archive.n_rows for archive in archives)
     if n_rows - 1 > np.iinfo(dtypes[1]).max:
         raise ArchiveError(
@@ -201,7 +204,7 @@ def _join_graphs(archives: Sequence[RawArchive], graphs: Sequence[Graph | None],
             before += archive.n_rows
 
 
-def _join_npy_graphs(archives: Sequence[RawArchive], directory: Path, key: str) -> None:
+def _join_npy_graphs(archives: "Sequence[Archive]", directory: Path, key: str) -> None:
     graphs = [archive.obsp[key] for archive in archives]
     dtypes = ["uint64", "uint64", np.result_type(*(graph.data.dtype for graph in graphs)).name]
     directory.mkdir(parents=True)
@@ -214,7 +217,7 @@ def _join_npy_graphs(archives: Sequence[RawArchive], directory: Path, key: str) 
         file.unlink()
 
 
-def _join_vectors(archives: Sequence[RawArchive], file: Path, key: str) -> None:
+def _join_vectors(archives: "Sequence[Archive]", file: Path, key: str) -> None:
     arrays = [archive.obsm[key] for archive in archives]
     file.parent.mkdir(exist_ok=True)
     shape = (sum(array.shape[0] for array in arrays), *arrays[0].shape[1:])

@@ -1,4 +1,4 @@
-"""`scdl-gpu`: convert, concat, info and verify archives from a shell.
+"""`scdl-gpu`: convert, concat, pack, unpack, info and verify archives from a shell.
 
 Knows the commands and their order in the help; each is a file of its own, which imports what it works with when it is
 run: the help must not wait for it.
@@ -9,6 +9,7 @@ import typer
 from scdl_gpu.cli.concat import concat
 from scdl_gpu.cli.convert import convert
 from scdl_gpu.cli.info import info
+from scdl_gpu.cli.pack import pack, unpack
 from scdl_gpu.cli.report import SETTINGS, VersionOption
 from scdl_gpu.cli.verify import verify
 
@@ -20,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings=SETTINGS,
 )
-for command in (convert, concat, info, verify):
+for command in (convert, concat, pack, unpack, info, verify):
     app.command(context_settings=SETTINGS)(command)
 
 
@@ -34,7 +35,8 @@ def scdl_gpu(version: VersionOption = False) -> None:
     scdl-gpu info pbmc                      what is in it
     scdl-gpu verify pbmc                    read every byte of it, and name the first fault
     scdl-gpu concat day1 day2 both          archives one after the other
+    scdl-gpu pack pbmc pbmc-packed          about a tenth of the bytes; unpack goes back
 
-    Archives are directories that bionemo-scdl opens too. `scdl-gpu COMMAND --help` says more.
+    Raw archives are directories that bionemo-scdl opens too. `scdl-gpu COMMAND --help` says more.
     Results go to stdout, progress and faults to stderr; the exit code is 0 for success, 1 for a fault, 2 for wrong usage.
     """  # noqa: D301

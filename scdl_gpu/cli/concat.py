@@ -24,24 +24,34 @@ def concat(
 
     Files are copied in pieces, in little memory; the archives stay as they are. Genes may differ: each archive keeps its
     own. obs and var columns, names and neighbours are kept, obsm and obsp where every archive has them.
-    Values must be all integers or all floats.
+    Values must be all integers or all floats. Packed archives, of the same genes, share their files with the new one.
 
     \b
     scdl-gpu concat day1 day2 day3 all
     """  # noqa: D301
     with reported():
-        from scdl_gpu.archive.change import join_into
+        from scdl_gpu.archive.change import check_outside, join_into
         from scdl_gpu.archive.join import size_bytes
-        from scdl_gpu.archive.raw import open_raw
+        from scdl_gpu.archive.packed import PackedArchive, open_archive
+        from scdl_gpu.archive.raw import RawArchive
         from scdl_gpu.cli.convert import refuse_existing, summary
         from scdl_gpu.convert.write import progress_bar
+        from scdl_gpu.pack.join import concat_packed
 
         start = time.perf_counter()
         refuse_existing(output)
-        opened = [open_raw(path, data_dtype=stored_dtype) for path in archives]
-        data_dtype = _joined_dtype(opened)
-        with progress_bar(size_bytes(opened, data_dtype), "B", f"concat {output.name}", None) as bar:
-            join_into(opened, output, data_dtype=data_dtype, progress=bar.update)
+        opened = [open_archive(path, data_dtype=stored_dtype) for path in archives]
+        raw = [archive for archive in opened if isinstance(archive, RawArchive)]
+        packed = [archive for archive in opened if isinstance(archive, PackedArchive)]
+        if raw and packed:
+            raise ValueError(f"{raw[0].path} is raw and {packed[0].path} packed; pack the one (`scdl-gpu pack`), or unpack the other")
+        if packed:
+            check_outside(output, archives)
+            concat_packed(packed, output)
+        else:
+            data_dtype = _joined_dtype(raw)
+            with progress_bar(size_bytes(raw, data_dtype), "B", f"concat {output.name}", None) as bar:
+                join_into(raw, output, data_dtype=data_dtype, progress=bar.update)
         tell(summary(output, time.perf_counter() - start))
 
 

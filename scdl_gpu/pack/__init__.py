@@ -4,13 +4,14 @@ The front door: everything heavy (Numba, h5py) is imported when packing begins.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from scdl_gpu.pack.report import Report
 
-__all__ = ["pack"]
+__all__ = ["concat", "pack", "unpack"]
 
 
 def pack(
@@ -44,3 +45,43 @@ def pack(
         wanted=Wanted(stored_dtype=stored_dtype), group_by=group_by, reorder_var=reorder_var, shard_bytes=shard_bytes, progress=progress
     )
     return pack_sources([Path(raw)], Path(packed), options)
+
+
+def unpack(
+    packed: str | os.PathLike[str],
+    raw: str | os.PathLike[str],
+    *,
+    data_dtype: str = "auto",
+    tolerance: float | None = 0.0,
+    progress: bool | None = None,
+) -> Path:
+    """Unpack the archive at `packed` into a new raw one at `raw`: the canonical rows that were packed, with all that goes with them.
+
+    data_dtype: "auto": that of the source, or, of signed integers and booleans, which raw archives do not know, the narrowest
+        that holds every value exactly. Where none does, SourceError: "float64" with a `tolerance` then rounds.
+    tolerance, progress: as of `convert_h5ad`.
+
+    Returns the path of the archive. Raises FileExistsError where something is at `raw`; ArchiveError for a damaged archive,
+    naming shard and row, a full disk, or another writer at work.
+    """
+    from scdl_gpu.pack.unpack import unpack_archive
+
+    unpack_archive(Path(packed), Path(raw), data_dtype=data_dtype, tolerance=tolerance, progress=progress)
+    return Path(raw)
+
+
+def concat(archives: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> Path:
+    """Join packed archives of the same genes, one after the other, into a new one at `output`; shards are linked, or copied.
+
+    obs is joined; neighbours, obsm and obsp are kept as by the concat of raw archives. Returns the path of the archive.
+    Raises FileExistsError where something is at `output`, and ValueError where genes differ, or there is no archive.
+    """
+    from scdl_gpu.archive.change import check_outside
+    from scdl_gpu.archive.packed import open_packed
+    from scdl_gpu.pack.join import concat_packed
+
+    if not archives:
+        raise ValueError("no archives to join: the list is empty")
+    check_outside(output, map(Path, archives))
+    concat_packed([open_packed(Path(path)) for path in archives], Path(output))
+    return Path(output)

@@ -20,7 +20,8 @@ from scdl_gpu.archive.packed import finish_packed
 from scdl_gpu.archive.packed_writer import ShardRecord
 from scdl_gpu.convert.block import ahead
 from scdl_gpu.convert.matrix import Matrix
-from scdl_gpu.convert.write import progress_bar
+from scdl_gpu.convert.source import check_x
+from scdl_gpu.convert.write import check_data_dtype, progress_bar
 from scdl_gpu.errors import SourceError
 from scdl_gpu.kernels.packed import source_code
 from scdl_gpu.pack.canonical import Canon
@@ -41,13 +42,13 @@ FOLDER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked of packing; see `pack` and `convert_h5ad`. data_dtype: of the values, if not the source's."""
+    """What is asked of packing; see `pack` and `convert_h5ad`. data_dtype: of the values, "auto": the source's."""
 
     wanted: Wanted = field(default_factory=Wanted)
     group_by: str | None = None
     reorder_var: bool = False
     shard_bytes: int = SHARD_BYTES
-    data_dtype: str | None = None
+    data_dtype: str = "auto"
     progress: bool | None = None
 
     @property
@@ -58,6 +59,8 @@ class Options:
 
 def pack_sources(sources: Sequence[Any], packed: Path, options: Options) -> Report:
     """Pack sources, one after the other, into one archive at `packed`, which must not exist."""
+    check_x(options.wanted.x)
+    check_data_dtype(options.data_dtype)
     check_shard_bytes(options.shard_bytes)
     if options.reorder_var and options.group_by is not None:
         raise ValueError("reorder_var (--reorder-var) stores var in the one gene order there is; group_by (--group-by) makes several")
@@ -81,8 +84,8 @@ class _Packing:
         if len(origins) > 1 and len(self._var.column_dims()) > max(len(origin.var.column_dims()) for origin in origins):
             raise SourceError("the sources have different genes; a packed archive has the same throughout: convert each by itself")
         self._groups = None if options.group_by is None else groups_of(self._obs, options.group_by)
-        dtype = options.data_dtype or str(np.result_type(*(origin.matrix.dtype for origin in origins)))
-        source_code(dtype)
+        widest = str(np.result_type(*(origin.matrix.dtype for origin in origins)))
+        dtype = widest if options.data_dtype == "auto" else options.data_dtype
         self._canons = [Canon(origin.where, self._n_vars, origin.matrix.dtype, dtype) for origin in origins]
         self._what = {"program": __version__, "sources": [origin.stamp for origin in origins], "options": options.told}
 

@@ -118,7 +118,7 @@ def _overflown(sums: NDArray[Any], narrow: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _misfit(values: NDArray[Any], dtype: np.dtype[Any]) -> int:
     """Return the first of `values` that `dtype` does not hold exactly, or -1."""
-    if values.dtype == bool or holding(values, frozenset((dtype.name,))):
+    if np.can_cast(values.dtype, dtype) or holding(values, frozenset((dtype.name,))):
         return -1
     low, high = 0, values.size
     while high - low > 1:
