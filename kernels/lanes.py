@@ -62,25 +62,32 @@ store8, store16, store32, store64 = (_store_as(bits) for bits in (8, 16, 32, 64)
 
 
 def _narrow_fields(builder, address, width):
-    """Unpack eight fields of width 0..8: one load of 64 bits."""
-    window = builder.load(_at(builder, address, I64), align=1)
-    return _shifted(builder, _splat(builder, window, WIDE), width, range(8))
+    """Unpack eight fields of width 0..8: one load of 64 bits, in two windows of 32 with four fields each."""
+    bits = builder.load(_at(builder, address, I64), align=1)
+    return _fields(builder, [bits, builder.lshr(bits, builder.shl(width, I64(2)))], width)
 
 
 def _middle_fields(builder, address, width):
-    """Unpack eight fields of width 9..16: four each from two loads of 64 bits, the second at the byte where its first field begins."""
-    bit = builder.shl(width, I64(2))
-    halves = ir.Constant(WIDE, ir.Undefined)
-    for k, start in enumerate((I64(0), bit)):
-        window = builder.load(_at(builder, builder.add(address, builder.lshr(start, I64(3))), I64), align=1)
-        halves = builder.insert_element(halves, builder.lshr(window, builder.and_(start, I64(7))), ir.Constant(I32, k))
-    return _shifted(builder, _shuffled(builder, halves, ir.Constant(WIDE, ir.Undefined), [0] * 4 + [1] * 4), width, [0, 1, 2, 3] * 2)
+    """Unpack eight fields of width 9..16: four windows of two fields, from two loads; the second at the byte where field 4 begins."""
+    windows = []
+    for start in (I64(0), builder.shl(width, I64(2))):
+        bits = builder.load(_at(builder, builder.add(address, builder.lshr(start, I64(3))), I64), align=1)
+        bits = builder.lshr(bits, builder.and_(start, I64(7)))
+        windows += [bits, builder.lshr(bits, builder.shl(width, I64(1)))]
+    return _fields(builder, windows, width)
 
 
-def _shifted(builder, windows, width, places):
-    shifts = builder.mul(_splat(builder, width, WIDE), _constant(WIDE, list(places)))
-    mask = builder.sub(builder.shl(I64(1), width), I64(1))
-    return builder.trunc(builder.and_(builder.lshr(windows, shifts), _splat(builder, mask, WIDE)), EIGHT)
+def _fields(builder, windows, width):
+    """Take eight fields out of windows, each the low 32 bits of a number, which hold equally many."""
+    each, nothing = 8 // len(windows), ir.Constant(EIGHT, ir.Undefined)
+    lanes = nothing
+    for k, window in enumerate(windows):
+        lanes = builder.insert_element(lanes, builder.trunc(window, I32), ir.Constant(I32, k))
+    lanes = _shuffled(builder, lanes, nothing, [k // each for k in range(8)])
+    narrow = builder.trunc(width, I32)
+    mask = builder.sub(builder.shl(I32(1), narrow), I32(1))
+    shifts = builder.mul(_splat(builder, narrow, EIGHT), _constant(EIGHT, list(range(each)) * len(windows)))
+    return builder.and_(builder.lshr(lanes, shifts), _splat(builder, mask, EIGHT))
 
 
 def _ranks_by(fields):
@@ -197,7 +204,8 @@ def pack16(typing, address, width, out):
 def _spread(builder, address, width, places):
     """Load eight uint32 and shift each by its place times the width, in 64 bits."""
     numbers = builder.zext(builder.load(_at(builder, address, EIGHT), align=1), WIDE)
-    return builder.shl(numbers, builder.mul(_splat(builder, width, WIDE), _constant(WIDE, list(places))))
+    shifts = builder.mul(_splat(builder, builder.trunc(width, I32), EIGHT), _constant(EIGHT, list(places)))
+    return builder.shl(numbers, builder.zext(shifts, WIDE))
 
 
 @intrinsic
