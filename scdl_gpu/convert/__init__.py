@@ -56,33 +56,26 @@ def convert_h5ad(
     and the value; FileExistsError where something is at `archive`; ArchiveError where the disk is too small, or another
     writer is at work.
     """
-    from scdl_gpu.convert.archive import Options, convert
-
     path = Path(archive)
+    what: dict[str, Any] = {"x": x, "obs": obs, "obsm": _keys("obsm", obsm), "obsp": _keys("obsp", obsp)}
+    how: dict[str, Any] = {"data_dtype": data_dtype, "progress": progress}
     if packed:
-        from scdl_gpu.pack.archive import Options as Packing
-        from scdl_gpu.pack.archive import pack_sources
-        from scdl_gpu.pack.origin import Wanted
-
         refuse_for_packed({"tolerance": tolerance != 0, "canonical=False": not canonical, "executor": executor is not None})
-        wanted = Wanted(x=x, obs=obs, obsm=_keys("obsm", obsm), obsp=_keys("obsp", obsp))
-        packing = Packing(wanted, group_by=group_by, reorder_var=reorder_var, data_dtype=data_dtype, progress=progress)
-        pack_sources(sources_of(h5ad, path), path, packing)
-        return path
-    if group_by is not None or reorder_var:
+        _pack(sources_of(h5ad, path), path, what, how | {"group_by": group_by, "reorder_var": reorder_var})
+    elif group_by is not None or reorder_var:
         raise ValueError("group_by and reorder_var are about packed rows; they need packed=True")
-    options = Options(
-        x=x,
-        data_dtype=data_dtype,
-        tolerance=tolerance,
-        canonical=canonical,
-        obs=obs,
-        obsm=_keys("obsm", obsm),
-        obsp=_keys("obsp", obsp),
-        progress=progress,
-    )
-    convert(sources_of(h5ad, path), path, options, executor)
+    else:
+        from scdl_gpu.convert.archive import Options, convert
+
+        convert(sources_of(h5ad, path), path, Options(tolerance=tolerance, canonical=canonical, **what, **how), executor)
     return path
+
+
+def _pack(sources: list[Any], path: Path, what: dict[str, Any], how: dict[str, Any]) -> None:
+    from scdl_gpu.pack.archive import Options, pack_sources
+    from scdl_gpu.pack.origin import Wanted
+
+    pack_sources(sources, path, Options(Wanted(**what), **how))
 
 
 def refuse_for_packed(given: Mapping[str, bool]) -> None:
