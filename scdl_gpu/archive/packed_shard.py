@@ -223,12 +223,13 @@ class PackedShard:
         return int(indptr[-1])
 
     def _check_sums(self, first: int, sums: NDArray[np.uint32], lengths: NDArray[np.int64], values: NDArray[Any]) -> None:
-        exact = values if values.dtype.kind in "iu" else values.astype(np.float64)
-        starts = np.cumsum(lengths) - lengths
-        found = np.zeros(lengths.size, np.int64 if values.dtype.kind in "iu" else np.float64)
-        filled = lengths > 0
-        if filled.any():
-            found[filled] = np.add.reduceat(exact, starts[filled], dtype=found.dtype)
+        starts, filled = np.cumsum(lengths) - lengths, lengths > 0
+        is_integer = values.dtype.kind in "iu"
+        found = np.zeros(lengths.size, np.int64 if is_integer else np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            exact = values if is_integer else values.astype(np.float64)
+            if filled.any():
+                found[filled] = np.add.reduceat(exact, starts[filled], dtype=found.dtype)
         bad = (sums != NO_SUM) & (found != sums)
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
