@@ -13,22 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from scdl_gpu.archive import change
 from scdl_gpu.archive.check import check_rows
-from scdl_gpu.archive.commit import Staging, check_space, space_errors
+from scdl_gpu.archive.commit import Staging, space_errors
 from scdl_gpu.archive.constants import FLOAT_ORDER, INT_ORDER, FileNames, Mode, NeighborSamplingStrategy
 from scdl_gpu.archive.dtypes import DEFAULT_DTYPES
 from scdl_gpu.archive.join import common_dtype
-from scdl_gpu.archive.packed import open_archive
+from scdl_gpu.archive.packed import PackedArchive, open_archive
+from scdl_gpu.archive.parts import Archive
 from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive, check_identity, identity, open_raw
 from scdl_gpu.archive.writer import finish
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.neighbors import strategy_of
+from scdl_gpu.pack.join import concat_packed
 from scdl_gpu.rows import ArchiveRows
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from scdl_gpu.convert.frames import Frame
-    from scdl_gpu.convert.source import Source
 
 DATA = FileNames.DATA.value
 OPENED = {"_path", "_archive", "header", "metadata", "dtypes", "_source", "_var_feature_index", "_obs_feature_index"}
@@ -37,7 +38,7 @@ OPENED |= {"_sampler", "_staging", "_canonical"}
 
 
 class SingleCellMemMapDataset(ArchiveRows):
-    """Rows of a raw archive, opened, converted from an h5ad file, or made empty to be filled by hand.
+    """Rows of an archive, raw or packed, opened, converted from an h5ad file, or made empty to be filled by hand.
 
     Where `data_path` exists it is opened, read-only; where not, `h5ad_path` is converted to it, or arrays of
     `num_rows` and `num_elements` are made, which `save` puts there: its length is 0 until features are appended to
@@ -179,24 +180,17 @@ class SingleCellMemMapDataset(ArchiveRows):
 
     def _convert(self, h5ad: Path) -> tuple["Frame", "Frame"]:
         """Convert the matrix and the graph of `h5ad` into the staging; returns var and obs."""
-        from scdl_gpu.convert.source import MissingMatrixError, open_source
-        from scdl_gpu.convert.write import size_bytes, write_matrix
+        from scdl_gpu.convert.stored import store
 
         directory = self._stage().directory
         try:
             for name in ARRAY_FILES:
                 (directory / name).unlink(missing_ok=True)  # arrays made empty for this dataset give way
-            with open_source(h5ad, "X" if self.use_X_not_raw else "raw", scratch=directory) as source:
-                check_space(self._path, size_bytes(source.matrix, self.dtypes[DATA]))
-                written = write_matrix(source.matrix, directory, data_dtype=self.dtypes[DATA], tolerance=None, canonical=False)
-                extra = self._write_neighbors(source, directory) if self.load_neighbors else {}
-                var, obs, written_from = source.var(), source.obs(), source.x
+            key = self.neighbor_key if self.load_neighbors else None
+            stored = store(h5ad, directory, target=self._path, use_x=self.use_X_not_raw, data_dtype=self.dtypes[DATA], neighbor_key=key)
+            written = stored.written
             archive = change.open_staged(directory, {**self.dtypes, **written.dtypes})
-            metadata = {"x": written_from, "source": [str(h5ad)], **extra}
-            self._adopt(dataclasses.replace(archive, metadata=metadata))
-        except MissingMatrixError as error:
-            self._drop_staging()
-            raise ValueError(_missing_matrix(self.use_X_not_raw, error)) from error
+            self._adopt(dataclasses.replace(archive, metadata=stored.metadata))
         except BaseException:
             self._drop_staging()
             raise
@@ -210,26 +204,7 @@ class SingleCellMemMapDataset(ArchiveRows):
                 UserWarning,
                 stacklevel=5,
             )
-        return var, obs
-
-    def _write_neighbors(self, source: "Source", directory: Path) -> dict[str, Any]:
-        """Write the graph `neighbor_key` of .obsp; returns the entries of metadata.json that name it."""
-        from scdl_gpu.convert.extras import write_extras
-        from scdl_gpu.convert.matrix import CompressedMatrix
-        from scdl_gpu.convert.source import MissingMatrixError
-
-        try:
-            graph = source.obsp(self.neighbor_key)
-        except MissingMatrixError as error:
-            warnings.warn(
-                f"Neighbor key '{self.neighbor_key}' not found in AnnData.obsp. Neighbor loading skipped. ({error})",
-                UserWarning,
-                stacklevel=6,
-            )
-            return {}
-        if not isinstance(graph, CompressedMatrix):
-            raise ValueError(f"Neighbor matrix for key '{self.neighbor_key}' is not a sparse matrix. Make it one, or choose another key")
-        return write_extras(source, directory, (), (self.neighbor_key,))
+        return stored.var, stored.obs
 
     def _stage(self) -> Staging:
         """Return the staging of an archive that is not saved yet, made if need be."""
@@ -338,7 +313,8 @@ class SingleCellMemMapDataset(ArchiveRows):
         destroy_on_copy: remove the archives of the others afterwards, and with output_path this one's old one too; one that
         another writer changed since it was opened holds rows that were not copied, and is kept with a warning.
         extend_copy_size is accepted and not needed: pieces are as large as copies are fastest. Neighbours, obs, var
-        and names are kept. Raises ValueError for anything but datasets, or integer and float values mixed.
+        and names are kept. Packed archives are joined shard by shard. Raises ValueError for anything but datasets, or integer and
+        float values mixed, NotRawError for packed and raw ones mixed.
         """
         del extend_copy_size
         others = [other_dataset] if isinstance(other_dataset, SingleCellMemMapDataset) else other_dataset
@@ -352,24 +328,34 @@ class SingleCellMemMapDataset(ArchiveRows):
                 raise ValueError(
                     f"{dataset.data_path} has {dataset.archive.n_rows} rows and no features; append its features and save it first"
                 )
-        archives = [dataset.raw_archive("concat") for dataset in datasets]
         target = self._path if output_path is None else Path(output_path).absolute()
         change.check_outside(target, [dataset._path for dataset in datasets])
-        change.join_into(
-            archives,
-            target,
-            data_dtype=common_dtype((str(one.data_path), one.dtypes[DATA]) for one in datasets),
-            replace=output_path is None,
-        )
-        sources: dict[Path, list[RawArchive]] = {}
-        for dataset, archive in zip(datasets, archives, strict=True):
-            sources.setdefault(Path(os.path.realpath(dataset._path)), []).append(archive)
+        _join(datasets, target, replace=output_path is None)
+        sources: dict[Path, list[Archive]] = {}
+        for dataset in datasets:
+            sources.setdefault(Path(os.path.realpath(dataset._path)), []).append(dataset.archive)
         self._data_dtype = None
         self._read(target, given=output_path)
         if destroy_on_copy:
             sources.pop(Path(os.path.realpath(target)), None)
             for source, copied in sources.items():
                 change.destroy(source, copied)
+
+    def to_packed(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        group_by: str | None = None,
+        reorder_var: bool = False,
+        progress: bool | None = None,
+    ) -> "SingleCellMemMapDataset":
+        """Pack this archive into a new one at `path`, about a tenth of its size, and open that; arguments as of `scdl_gpu.pack.pack`."""
+        from scdl_gpu.pack import pack
+
+        self._saved("to_packed")
+        archive = self.raw_archive("packing")
+        pack(archive.path, path, group_by=group_by, reorder_var=reorder_var, stored_dtype=self._data_dtype, progress=progress)
+        return SingleCellMemMapDataset(path)
 
     def _saved(self, action: str) -> None:
         if self._staging is not None:
@@ -390,7 +376,12 @@ class SingleCellMemMapDataset(ArchiveRows):
         check_identity(self._archive, pickled)
 
 
-def _missing_matrix(use_x: bool, error: Exception) -> str:
-    if use_x:
-        return f"This file does not have count data; set use_X_not_raw=False to use raw counts instead. ({error})"
-    return f"This file does not have raw count data; set use_X_not_raw=True to use normalized counts instead. ({error})"
+def _join(datasets: list[SingleCellMemMapDataset], target: Path, *, replace: bool) -> None:
+    """Write the rows of all datasets to `target`: raw ones into one raw archive, packed ones, without a look at their rows, as one."""
+    packed = [dataset.archive for dataset in datasets if isinstance(dataset.archive, PackedArchive)]
+    if len(packed) == len(datasets):
+        concat_packed(packed, target, replace=replace)
+        return
+    archives = [dataset.raw_archive("concat with raw ones") for dataset in datasets]
+    data_dtype = common_dtype((str(dataset.data_path), dataset.dtypes[DATA]) for dataset in datasets)
+    change.join_into(archives, target, data_dtype=data_dtype, replace=replace)

@@ -87,11 +87,11 @@ def flush(archive: RawArchive) -> None:
 def describe(path: Path, archive: RawArchive, *, canonical: bool) -> None:
     """Write the features and the header of the archive at `path` anew, from `archive`; its arrays stay."""
     with Staging.change(path, replaced=DESCRIPTION) as staging:
-        _check_unchanged(path, archive)
+        check_unchanged(path, archive)
         _finish(staging.directory, archive, archive.dtypes, canonical=canonical)
 
 
-def _check_unchanged(path: Path, archive: "Archive") -> None:
+def check_unchanged(path: Path, archive: "Archive") -> None:
     """Raise ArchiveError if what is at `path` is not what `archive` was opened from: the two would be mixed."""
     if stamp(path) != archive.stamp:
         raise ArchiveError(f"{path} was changed by another writer after it was opened here; open it again, and repeat what you changed")
@@ -107,9 +107,9 @@ def copy(archive: "Archive", path: Path) -> None:
             for name in sorted(entry.name for entry in archive.path.iterdir() if entry.name not in written):
                 _copy_tree(archive.path / name, staging.directory / name)
         except FileNotFoundError:  # exchanged under our hands, if anything
-            _check_unchanged(archive.path, archive)
+            check_unchanged(archive.path, archive)
             raise
-        _check_unchanged(archive.path, archive)
+        check_unchanged(archive.path, archive)
         if isinstance(archive, RawArchive):
             _finish(staging.directory, archive, archive.dtypes, canonical=archive.canonical)
 
@@ -131,7 +131,7 @@ def destroy(path: Path, archives: "Iterable[Archive]") -> bool:
     def check() -> None:
         for archive in archives:
             if os.path.lexists(path):
-                _check_unchanged(path, archive)
+                check_unchanged(path, archive)
 
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -156,7 +156,7 @@ def cast(path: Path, archive: RawArchive, dtype: str) -> float:
     """Rewrite the values of the archive at `path` in `dtype`; return the largest difference that this made."""
     needed = archive.nnz * np.dtype(dtype).itemsize
     with Staging.change(path, replaced=(DATA, *DESCRIPTION), needed_bytes=needed) as staging:
-        _check_unchanged(path, archive)
+        check_unchanged(path, archive)
         difference, canonical = 0.0, archive.canonical
         with ArrayWriter(staging.directory / DATA, dtype) as writer:
             step = COPY_BYTES // archive.data.dtype.itemsize
@@ -198,7 +198,7 @@ def join_into(
         staging = Staging.create(path, needed_bytes=needed)
     with staging:
         if replace:
-            _check_unchanged(path, archives[0])
+            check_unchanged(path, archives[0])
         join(archives, staging.directory, data_dtype=data_dtype, progress=progress)
 
 
