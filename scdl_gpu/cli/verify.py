@@ -18,8 +18,8 @@ def verify(
 ) -> None:
     """Read all of an archive, name a fault.
 
-    Checks sizes, row pointers, every column number, the mark of canonical rows, every obs and var column, names and
-    neighbour graphs. Ends with a line `ok ...` and exit code 0, or with the fault on stderr and exit code 1.
+    Checks sizes, row pointers, every column number, the mark of canonical rows, every obs and var column, names,
+    neighbour graphs, obsp and obsm. Ends with a line `ok ...` and exit code 0, or with the fault on stderr and exit code 1.
 
     \b
     scdl-gpu verify pbmc && rm pbmc.h5ad
