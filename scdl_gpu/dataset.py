@@ -7,11 +7,11 @@ an append costs the bytes of the whole archive, and buys that no crash can harm 
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scdl_gpu import callers
 from scdl_gpu.archive import change
 from scdl_gpu.archive.check import check_rows
 from scdl_gpu.archive.commit import Staging, check_space, space_errors
@@ -202,12 +202,10 @@ class SingleCellMemMapDataset(ArchiveRows):
         self._canonical = written.canonical and self.mode != Mode.CREATE_APPEND
         if written.max_difference > self.data_dtype_tolerance:
             fitting = ", ".join(sorted(written.holding)) or "float64"
-            warnings.warn(
+            callers.warn(
                 f"Downcasted data values for '{DATA}' are not close to original values. Max abs diff: {written.max_difference:g} "
                 f"({h5ad} as {self.dtypes[DATA]}); use a data_dtype that holds them ({fitting}), "
-                f"or allow the loss with data_dtype_tolerance",
-                UserWarning,
-                stacklevel=5,
+                f"or allow the loss with data_dtype_tolerance"
             )
         return var, obs
 
@@ -220,11 +218,7 @@ class SingleCellMemMapDataset(ArchiveRows):
         try:
             graph = source.obsp(self.neighbor_key)
         except MissingMatrixError as error:
-            warnings.warn(
-                f"Neighbor key '{self.neighbor_key}' not found in AnnData.obsp. Neighbor loading skipped. ({error})",
-                UserWarning,
-                stacklevel=6,
-            )
+            callers.warn(f"Neighbor key '{self.neighbor_key}' not found in AnnData.obsp. Neighbor loading skipped. ({error})")
             return {}
         if not isinstance(graph, CompressedMatrix):
             raise ValueError(f"Neighbor matrix for key '{self.neighbor_key}' is not a sparse matrix. Make it one, or choose another key")
@@ -312,11 +306,9 @@ class SingleCellMemMapDataset(ArchiveRows):
         self._data_dtype = None
         self._read(self._path)
         if difference > self.data_dtype_tolerance:
-            warnings.warn(
+            callers.warn(
                 f"Downcasted data values for '{DATA}' are not close to original values. Max abs diff: {difference:g} "
-                f"({self.data_path} from {before} to {dtype}); convert the source anew to a dtype that holds them, or accept the loss",
-                UserWarning,
-                stacklevel=2,
+                f"({self.data_path} from {before} to {dtype}); convert the source anew to a dtype that holds them, or accept the loss"
             )
 
     def concat(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from scdl_gpu.archive import remarks
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.dtypes import array_dtypes, is_vouched
 from scdl_gpu.archive.features import ObservedFeatureIndex, RowFeatureIndex, VariableFeatureIndex
@@ -77,8 +78,11 @@ def open_raw(path: Path, *, writable: bool = False, data_dtype: str | None = Non
         except OSError as error:
             raise ArchiveError(f"{path} cannot be opened: {error}; check what it is and its permissions") from error
         try:
-            archive = _open(path, writable=writable, data_dtype=data_dtype)
+            with remarks.kept_back() as kept:
+                archive = _open(path, writable=writable, data_dtype=data_dtype)
             if _is_at(path, held):
+                for remark in kept:
+                    remark()
                 for file in missing_names(archive):
                     logger.warning("%s: metadata.json records it, and there is none that fits; names are left out", file)
                 return archive
