@@ -10,6 +10,7 @@ keeps LLVM from vectorising, and an assignment of slices that converts dtypes is
 import numpy as np
 
 from scdl_gpu.kernels.decode import BROKEN, NOWHERE, convert_values, decode_row, find_row, map_columns, place_row
+from scdl_gpu.kernels.lines import prefetch, settle, stream
 from scdl_gpu.kernels.packed import NO_SUM
 from scdl_gpu.kernels.pointers import OK, row_pointers
 from scdl_gpu.kernels.row import fill_zero, scale_values, scatter, select, sort_row, sum_of
@@ -21,6 +22,18 @@ __all__ = ["OK", "check_rows", "decode_csr", "decode_dense", "gather_csr", "gath
 FLOAT64 = STORED.index("float64")
 SPARE = 16
 """Elements of temporary memory beyond a packed row's: it is decoded in whole blocks."""
+STREAM_BYTES = np.int64(8 << 20)
+"""Dense batches of so many bytes are written past the cache: the six or so that a loader has in use do not fit in one."""
+
+
+@jit
+def _ask_ahead(shards, shard, starts, read_indptr, i):
+    """Ask for the columns and values of row i, if there is one."""
+    if i < starts.size:
+        source = shards[shard[i] if shard.size else 0]
+        n, start = np.uint64(read_indptr[i + 1] - read_indptr[i]), np.uint64(starts[i])
+        prefetch(source.indices + start * np.uint64(source.index_bytes), n * np.uint64(source.index_bytes))
+        prefetch(source.data + start * value_bytes(source.kind), n * value_bytes(source.kind))
 
 
 @jit
@@ -31,6 +44,7 @@ def gather_csr(shards, shard, starts, slots, read_indptr, n_vars, indptr, kind, 
     """
     bitmap = np.zeros(0, np.uint64)
     for i in range(starts.size):
+        _ask_ahead(shards, shard, starts, read_indptr, i + 1)
         source = shards[shard[i] if shard.size else 0]
         position = np.int64(slots[i]) if slots.size else np.int64(i)
         n = np.uint64(read_indptr[i + 1] - read_indptr[i])
@@ -58,7 +72,10 @@ def gather_csr(shards, shard, starts, slots, read_indptr, n_vars, indptr, kind, 
 def gather_dense(shards, shard, starts, slots, read_indptr, n_vars, lut, target, log1p, kind, out, out_fault):
     """Write rows of a dense batch, each once, whole; arguments as in kernels/README.md."""
     columns, values, numbers = np.empty(0, np.int32), np.empty(0, out.dtype), np.empty(0, np.float64)
+    streams = out.nbytes >= STREAM_BYTES
+    apart = np.zeros(out.shape[1] if streams else 0, out.dtype)
     for i in range(starts.size):
+        _ask_ahead(shards, shard, starts, read_indptr, i + 1)
         source = shards[shard[i] if shard.size else 0]
         position = np.int64(slots[i]) if slots.size else np.int64(i)
         n = np.int64(read_indptr[i + 1] - read_indptr[i])
@@ -69,10 +86,9 @@ def gather_dense(shards, shard, starts, slots, read_indptr, n_vars, lut, target,
         ascends, last = copy_columns(at_columns, source.index_bytes, columns[:n])
         if not ascends:
             last = largest_column(at_columns, source.index_bytes, n)
-        row = out[position]
-        fill_zero(row)
         if n and last >= np.uint64(n_vars):
             note(OUT_OF_RANGE, position, out_fault)
+            fill_zero(out[position])
             continue
         if target > 0 or log1p:
             copy_values(at_values, source.kind, FLOAT64, numbers[:n])
@@ -87,7 +103,14 @@ def gather_dense(shards, shard, starts, slots, read_indptr, n_vars, lut, target,
             if not copy_values(at_values, source.kind, kind, values[:n]):
                 note(UNFITTING, position, out_fault)
             n = select(lut, columns[:n], values)
-        scatter(columns[:n], values, row)
+        if streams:
+            scatter(columns[:n], values, apart)
+            stream(apart, out[position])
+        else:
+            fill_zero(out[position])
+            scatter(columns[:n], values, out[position])
+    if streams:
+        settle()
 
 
 @jit

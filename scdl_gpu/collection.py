@@ -15,6 +15,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from scdl_gpu import callers
 from scdl_gpu.archive import change
 from scdl_gpu.archive.commit import make_directory, rewrite, space_errors, sync, tidy
 from scdl_gpu.archive.constants import FileNames
@@ -207,7 +208,7 @@ class SingleCellCollection(SingleCellRowDatasetCore):
                 error = future.exception()
                 if error is None:
                     for message in future.result() or ():
-                        warnings.warn(message, UserWarning, stacklevel=2)
+                        callers.warn(message)
                     self._add(archive, self._open(archive))
                 else:
                     failed.append((file, error))
@@ -289,11 +290,7 @@ class SingleCellCollection(SingleCellRowDatasetCore):
             if self._present():
                 self._remember()
             names = ", ".join(left[:8]) + (f" and {len(left) - 8} more" if len(left) > 8 else "")
-            warnings.warn(
-                f"{self.data_path} is kept: besides what was flattened it holds {names}; move them, or remove the directory",
-                UserWarning,
-                stacklevel=3,
-            )
+            callers.warn(f"{self.data_path} is kept: besides what was flattened it holds {names}; move them, or remove the directory")
 
 
 def _convert(archive: Path, h5ad: Path, options: dict[str, Any]) -> None:

@@ -7,10 +7,10 @@ an append costs the bytes of the whole archive, and buys that no crash can harm 
 
 import dataclasses
 import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scdl_gpu import callers
 from scdl_gpu.archive import change
 from scdl_gpu.archive.check import check_rows
 from scdl_gpu.archive.commit import Staging, space_errors
@@ -197,12 +197,10 @@ class SingleCellMemMapDataset(ArchiveRows):
         self._canonical = written.canonical and self.mode != Mode.CREATE_APPEND
         if written.max_difference > self.data_dtype_tolerance:
             fitting = ", ".join(sorted(written.holding)) or "float64"
-            warnings.warn(
+            callers.warn(
                 f"Downcasted data values for '{DATA}' are not close to original values. Max abs diff: {written.max_difference:g} "
                 f"({h5ad} as {self.dtypes[DATA]}); use a data_dtype that holds them ({fitting}), "
-                f"or allow the loss with data_dtype_tolerance",
-                UserWarning,
-                stacklevel=5,
+                f"or allow the loss with data_dtype_tolerance"
             )
         return stored.var, stored.obs
 
@@ -294,11 +292,9 @@ class SingleCellMemMapDataset(ArchiveRows):
         self._data_dtype = None
         self._read(self._path)
         if difference > self.data_dtype_tolerance:
-            warnings.warn(
+            callers.warn(
                 f"Downcasted data values for '{DATA}' are not close to original values. Max abs diff: {difference:g} "
-                f"({self.data_path} from {before} to {dtype}); convert the source anew to a dtype that holds them, or accept the loss",
-                UserWarning,
-                stacklevel=2,
+                f"({self.data_path} from {before} to {dtype}); convert the source anew to a dtype that holds them, or accept the loss"
             )
 
     def concat(

@@ -4,7 +4,6 @@ Knows graphs and the strategy, not values of rows. RANDOM draws with `numpy.rand
 its module at every call, because existing code seeds and replaces it there; weights play no part.
 """
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl_gpu import callers
 from scdl_gpu.archive.constants import NeighborSamplingStrategy
 from scdl_gpu.archive.graphs import NEIGHBOR_FILES, Graph, graph_directory
 from scdl_gpu.archive.parts import Archive
@@ -81,11 +81,7 @@ class NeighborSampler:
             return row
         if found.size == 0:
             if not self.fallback_to_identity:
-                warnings.warn(
-                    f"Cell {row} has no neighbors and fallback_to_identity=False. Returning cell index itself anyway.",
-                    UserWarning,
-                    stacklevel=3,
-                )
+                callers.warn(f"Cell {row} has no neighbors and fallback_to_identity=False. Returning cell index itself anyway.")
             return row
         return np.random.choice(found) if self.strategy is NeighborSamplingStrategy.RANDOM else found[0]  # noqa: NPY002
 

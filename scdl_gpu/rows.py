@@ -6,7 +6,6 @@ a row is looked up each time, 1 to 3 us that `get_row` pays: no row is served be
 """
 
 import operator
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scdl_gpu import callers
 from scdl_gpu.archive.constants import NeighborSamplingStrategy
 from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.header import SCDLHeader
@@ -59,11 +59,7 @@ class ArchiveRows(ArchiveTables):
         self._obs_feature_index: ObservedFeatureIndex = archive.obs
         self._source = source_of(archive)
         if graph is None and self.load_neighbors and warn:
-            warnings.warn(
-                f"Neighbor loading was requested but neighbor files are missing in {self.data_path}; {HOW}",
-                UserWarning,
-                stacklevel=6,
-            )
+            callers.warn(f"Neighbor loading was requested but neighbor files are missing in {self.data_path}; {HOW}")
         self._sampler = NeighborSampler(
             graph, archive.n_rows, self.load_neighbors, self.neighbor_sampling_strategy, self.fallback_to_identity
         )

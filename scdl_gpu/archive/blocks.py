@@ -9,9 +9,11 @@ a third longer with them, once a column.
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from scdl_gpu.archive import remarks
 from scdl_gpu.archive.column_files import Encoder, is_repetitive
 from scdl_gpu.archive.columns import Column
 from scdl_gpu.errors import ArchiveError, MissingFileError
@@ -135,13 +137,8 @@ class FileBlock(Block):
         if names.columns != (NAMES,):
             raise ArchiveError(f"{names_path}: has the columns {names.columns}, expected {(NAMES,)}; copy the archive again")
         if table.columns and names.n_rows != table.n_rows:
-            logger.warning(
-                "%s holds %d names, %s holds %d rows: the names are left aside (another program changed the archive)",
-                names_path,
-                names.n_rows,
-                path.name,
-                table.n_rows,
-            )
+            text = "%s holds %d names, %s holds %d rows: the names are left aside (another program changed the archive)"
+            remarks.say(partial(logger.warning, text, names_path, names.n_rows, path.name, table.n_rows))
             return cls(table)
         return cls(table, names=names)
 

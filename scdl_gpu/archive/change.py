@@ -7,7 +7,6 @@ hard-links the others, so describing 1 TB anew costs what the feature tables cos
 import contextlib
 import os
 import shutil
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl_gpu import callers
 from scdl_gpu.archive.commit import Staging, remove
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
@@ -137,7 +137,7 @@ def destroy(path: Path, archives: "Iterable[Archive]") -> bool:
         with contextlib.suppress(FileNotFoundError):
             remove(path, check=check)
     except ArchiveError as error:
-        warnings.warn(f"{path} was copied and is kept, destroy_on_copy notwithstanding: {error}", UserWarning, stacklevel=3)
+        callers.warn(f"{path} was copied and is kept, destroy_on_copy notwithstanding: {error}")
         return False
     return True
 

@@ -4,6 +4,7 @@ Knows what makes rows valid and canonical; opening (`raw`) checks only what cost
 disk speed, in pieces of PIECE elements.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.dtypes import is_vouched
 from scdl_gpu.archive.features import VariableFeatureIndex
-from scdl_gpu.archive.graphs import NEIGHBOR_FILES, Graph, graph_directory
+from scdl_gpu.archive.graphs import GRAPH_FILES, NEIGHBOR_FILES, Graph, graph_directory, vectors_file
+from scdl_gpu.archive.maps import Array
 from scdl_gpu.archive.raw import RawArchive, missing_names
 from scdl_gpu.errors import ArchiveError, MissingFileError
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from scdl_gpu.archive.parts import Archive
 
 PIECE = 1 << 22
+READ_BYTES = 8 << 20
 Progress = Callable[[int], None]
 
 
@@ -63,6 +66,8 @@ def _check_tables(archive: "Archive") -> None:
         block.names()
         for name in block.columns:
             block.read(name)
+    for file, array in _beside(archive):
+        _read_through(file, array)
     if archive.neighbors is not None:
         _check_graph(archive.neighbors, archive.path / NEIGHBOR_FILES[0], archive.n_rows)
     for key, graph in archive.obsp.items():
@@ -179,6 +184,37 @@ def _check_pointers(file: Path, pointers: NDArray[np.int64], start: int, nnz: in
     if outside.size:
         at = int(outside[0])
         raise ArchiveError(f"{file}: pointer {start + at} is {pointers[at]}, expected 0..{nnz}; the file is damaged: copy it again")
+
+
+def _beside(archive: "Archive") -> Iterator[tuple[Path, Array]]:
+    """Give the files of obsm and of all graphs, and what they are mapped as."""
+    for key, array in archive.obsm.items():
+        yield archive.path / vectors_file(key), array
+    graphs = {graph_directory(key): (GRAPH_FILES, graph) for key, graph in archive.obsp.items()}
+    if archive.neighbors is not None:
+        graphs[""] = (NEIGHBOR_FILES, archive.neighbors)
+    for directory, (names, graph) in graphs.items():
+        for name, array in zip(names, (graph.indptr, graph.indices, graph.data), strict=True):
+            yield archive.path / directory / name, array
+
+
+def _read_through(file: Path, array: Array) -> None:
+    """Read a mapped file to its end: through its map, what cannot be read, or is not there any more, would end the process."""
+    if array.nbytes == 0:
+        return
+    expected = array.offset + array.nbytes
+    try:
+        with file.open("rb", buffering=0) as stream:
+            found = os.fstat(stream.fileno()).st_size
+            if found != expected:
+                raise ArchiveError(f"{file} holds {found:,} bytes, expected {expected:,}; it was cut or replaced: copy it again")
+            buffer = memoryview(bytearray(min(READ_BYTES, found)))
+            for start in range(0, found, READ_BYTES):
+                os.preadv(stream.fileno(), [buffer[: found - start]], start)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{file} is missing, and was there when the archive was opened; copy it again") from error
+    except OSError as error:
+        raise ArchiveError(f"{file} cannot be read ({error}); check the disk, and copy the archive again") from error
 
 
 def _check_graph(graph: Graph, file: Path, n_rows: int) -> None:

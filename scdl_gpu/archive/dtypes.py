@@ -7,7 +7,7 @@ can err; archives of this package record a hash of their first HEAD_BYTES, 0.1 m
 """
 
 import logging
-import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from scdl_gpu import callers
+from scdl_gpu.archive import remarks
 from scdl_gpu.archive.constants import FLOAT_ORDER, INT_ORDER, FileNames
 from scdl_gpu.archive.header import ArrayInfo, SCDLHeader
 from scdl_gpu.archive.maps import map_array
@@ -96,9 +98,8 @@ def array_dtypes(
     if not vouched:
         dtypes[DATA] = _plausible(path, dtypes[DATA], sizes[DATA], data_dtype)
     if header is None and data_dtype is None:
-        warnings.warn(
-            f"SCDL header missing at {path / FileNames.HEADER.value}; the values are taken for float32", UserWarning, stacklevel=10
-        )
+        text = f"SCDL header missing at {path / FileNames.HEADER.value}; the values are taken for float32"
+        remarks.say(partial(callers.warn, text))
     return dtypes
 
 
@@ -126,7 +127,8 @@ def _widened(path: Path, dtypes: dict[str, str], sizes: dict[str, int], n_rows: 
         wider = [8 * k for k in (2, 4, 8) if k > recorded and sizes[name] == n * k > 0]
         if wider:
             found[name] = f"uint{wider[0]}"
-            logger.warning("%s holds %s, its header says %s: another program widened it", path / name, found[name], dtypes[name])
+            text = "%s holds %s, its header says %s: another program widened it"
+            remarks.say(partial(logger.warning, text, path / name, found[name], dtypes[name]))
     return found
 
 
@@ -158,7 +160,7 @@ def _headerless(path: Path, sizes: dict[str, int], n_rows: int | None, data_dtyp
         )
     if data_dtype is not None and data_bytes != _item_bytes(data_dtype) and nnz:
         raise ArchiveError(
-            f"{path / DATA}: {data_bytes:g} bytes a value, which data_dtype {data_dtype!r} cannot be; try another data_dtype"
+            f"{path / DATA}: {data_bytes:g} bytes a value, which data_dtype {data_dtype!r} cannot be; try another (--stored-dtype)"
         )
     return {DATA: data_dtype or "float32", ROWPTR: f"uint{8 * item}", COLPTR: f"uint{8 * int(column_bytes)}"}
 
@@ -170,18 +172,17 @@ def _plausible(path: Path, dtype: str, data_bytes: int, data_dtype: str | None) 
     guess = _guess(np.array(map_array(path, DATA, dtype)[:SAMPLE]))
     if data_dtype is not None and _item_bytes(data_dtype) == _item_bytes(dtype):
         if guess is None:
-            warnings.warn(
-                f"{path / DATA}: the archive's header says {dtype}; its values are read as data_dtype={data_dtype!r}, as asked. "
-                f"Leave data_dtype out if the header is right",
-                UserWarning,
-                stacklevel=10,
+            text = (
+                f"{path / DATA}: the archive's header says {dtype}; its values are read as data_dtype={data_dtype!r} (--stored-dtype), "
+                f"as asked. Leave that out if the header is right"
             )
+            remarks.say(partial(callers.warn, text))
         return data_dtype
     if guess is None:
         return dtype
     raise ArchiveError(
         f"{path / DATA}: its values are recorded as {dtype}, or taken for it, but look like {guess}: bionemo-scdl leaves such archives "
-        f"where it casts one that was opened from disk, and for signed integers. Open it with data_dtype={guess!r}, "
+        f"where it casts one that was opened from disk, and for signed integers. Open it with data_dtype={guess!r} (--stored-dtype), "
         f"or with data_dtype={dtype!r} if that is what they are; save() then records it"
     )
 

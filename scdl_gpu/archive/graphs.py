@@ -6,6 +6,7 @@ further graphs, and graphs whose weights float32 does not hold, are npy files un
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl_gpu.archive import remarks
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.maps import Array, map_array, map_npy
 from scdl_gpu.errors import ArchiveError
@@ -128,6 +130,7 @@ def _keys(path: Path, metadata: dict[str, Any], name: str, n_rows: int) -> list[
         raise ArchiveError(f"{path / FileNames.METADATA.value}: {name!r} is {keys!r}, expected a list of names; convert the source anew")
     described = metadata.get("num_rows")
     if keys and described != n_rows:
-        logger.warning("%s: %s %s left aside, of %s rows; the archive has %d rows now", path, name, keys, described, n_rows)
+        text = "%s: %s %s left aside, of %s rows; the archive has %d rows now"
+        remarks.say(partial(logger.warning, text, path, name, keys, described, n_rows))
         return []
     return keys

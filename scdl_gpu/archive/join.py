@@ -4,13 +4,13 @@ Knows opened archives and a staging directory. Files are copied in pieces, so me
 the archives; dtypes are the widest that occur, row pointers the narrowest for the sum.
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scdl_gpu import callers
 from scdl_gpu.archive.columns import Column
 from scdl_gpu.archive.constants import FileNames, determine_dtype, smallest_uint_dtype
 from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
@@ -164,7 +164,7 @@ def _whole_neighbors(archive: "Archive") -> Graph | None:
         if archive.neighbors is not None:
             archive.neighbors.check(archive.path / NEIGHBOR_FILES[0], archive.n_rows)
     except ArchiveError as error:
-        warnings.warn(f"neighbours left out of the joined archive: {error}", UserWarning, stacklevel=5)
+        callers.warn(f"neighbours left out of the joined archive: {error}")
         return None
     return archive.neighbors
 
@@ -174,14 +174,14 @@ def _shared_keys(archives: "Sequence[Archive]", name: str) -> list[str]:
     everywhere = [key for key in present[0] if all(key in keys for keys in present)]
     dropped = sorted({key for keys in present for key in keys} - set(everywhere))
     if dropped:
-        warnings.warn(f"{name} {', '.join(dropped)} left out of the joined archive: not every part has it", UserWarning, stacklevel=4)
+        callers.warn(f"{name} {', '.join(dropped)} left out of the joined archive: not every part has it")
     return everywhere
 
 
 def _same_shapes(archives: "Sequence[Archive]", key: str) -> bool:
     shapes = {archive.obsm[key].shape[1:] for archive in archives}
     if len(shapes) > 1:
-        warnings.warn(f"obsm {key} left out of the joined archive: its widths differ ({sorted(shapes)})", UserWarning, stacklevel=4)
+        callers.warn(f"obsm {key} left out of the joined archive: its widths differ ({sorted(shapes)})")
     return len(shapes) == 1
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
+from scdl_gpu.archive import remarks
 from scdl_gpu.archive.constants import Backend, FileNames
 from scdl_gpu.archive.dtypes import array_dtypes, is_vouched
 from scdl_gpu.archive.features import ObservedFeatureIndex, RowFeatureIndex, VariableFeatureIndex
@@ -96,8 +97,11 @@ def open_whole(path: Path, load: Callable[[], Opened]) -> Opened:
         except OSError as error:
             raise ArchiveError(f"{path} cannot be opened: {error}; check what it is and its permissions") from error
         try:
-            archive = load()
+            with remarks.kept_back() as kept:
+                archive = load()
             if _is_at(path, held):
+                for remark in kept:
+                    remark()
                 for file in missing_names(archive):
                     logger.warning("%s: metadata.json records it, and there is none that fits; names are left out", file)
                 return archive

@@ -18,8 +18,8 @@ def verify(
 ) -> None:
     """Read all of an archive, name a fault.
 
-    Checks sizes, row pointers, every column number, the mark of canonical rows, every obs and var column, names and
-    neighbour graphs; of a packed archive every row check, and decodes every row. Ends with a line `ok ...` and exit
+    Checks sizes, row pointers, every column number, the mark of canonical rows, every obs and var column, names, neighbour
+    graphs, obsp and obsm; of a packed archive every row check, and decodes every row. Ends with a line `ok ...` and exit
     code 0, or with the fault on stderr and exit code 1.
 
     \b

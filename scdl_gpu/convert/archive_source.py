@@ -5,13 +5,13 @@ every block, names, neighbours, obsm and obsp. They are read through maps: pages
 """
 
 import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl_gpu import callers
 from scdl_gpu.archive.check import check_rows
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.features import ObservedFeatureIndex
@@ -114,7 +114,7 @@ def _copy_neighbors(archive: "Archive", directory: Path) -> dict[str, Any]:
     try:
         graph.check(archive.path / NEIGHBOR_FILES[0], archive.n_rows)
     except ArchiveError as error:
-        warnings.warn(f"neighbours left out: {error}", UserWarning, stacklevel=5)
+        callers.warn(f"neighbours left out: {error}")
         return {}
     for name, values, dtype in zip(NEIGHBOR_FILES, (graph.indptr, graph.indices, graph.data), NEIGHBOR_DTYPES, strict=True):
         with ArrayWriter(directory / name, dtype) as writer:

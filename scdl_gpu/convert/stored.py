@@ -3,10 +3,10 @@
 Knows a source and a directory that is still being made, not the dataset that it is for.
 """
 
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scdl_gpu import callers
 from scdl_gpu.archive.commit import check_space
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.convert.extras import write_extras
@@ -47,11 +47,7 @@ def _write_neighbors(source: Source, directory: Path, key: str) -> dict[str, Any
     try:
         graph = source.obsp(key)
     except MissingMatrixError as error:
-        warnings.warn(
-            f"Neighbor key '{key}' not found in AnnData.obsp. Neighbor loading skipped. ({error})",
-            UserWarning,
-            stacklevel=7,
-        )
+        callers.warn(f"Neighbor key '{key}' not found in AnnData.obsp. Neighbor loading skipped. ({error})")
         return {}
     if not isinstance(graph, CompressedMatrix):
         raise ValueError(f"Neighbor matrix for key '{key}' is not a sparse matrix. Make it one, or choose another key")

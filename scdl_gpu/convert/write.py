@@ -160,7 +160,8 @@ class _RowWriter:
             if off == math.inf:
                 fault = f"have a sum that {block.data.dtype} does not hold; "
             else:
-                fault = f"have a sum that nothing holds: float64 is {off:g} off; choose a data_dtype and a tolerance, or "
+                cure = "choose a data_dtype (--data-dtype) and a tolerance (--tolerance)"
+                fault = f"have a sum that nothing holds: float64 is {off:g} off; {cure}, or "
             raise SourceError(
                 f"{self._matrix.where}: the duplicates in {self._row_and_column(block, where)} {fault}"
                 f"keep them apart with canonical=False (--as-stored), or sum them up in the source"

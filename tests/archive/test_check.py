@@ -1,12 +1,17 @@
 """A check of every element: canonical or not, and the first fault by file, row and value."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pytest
+import scipy.sparse
 
+from scdl_gpu import convert_h5ad
 from scdl_gpu.archive import check
 from scdl_gpu.archive.check import check_archive
 from scdl_gpu.archive.raw import open_raw
@@ -129,6 +134,45 @@ def test_progress_adds_up(make_csr: Make) -> None:
     check_archive(archive, seen.append)
 
     assert sum(seen) == 7
+
+
+EXTRAS = ["obsm/X_pca.npy", "obsp/far/data.npy", "obsp/far/indices.npy", "neighbor_values.npy", "neighbor_indices.npy"]
+
+
+@pytest.fixture
+def with_extras(tmp_path: Path) -> Path:
+    """Give an archive with obsm, a neighbour graph and another graph."""
+    adata = anndata.AnnData(scipy.sparse.csr_matrix(np.eye(40, 5, dtype="float32")), obsm={"X_pca": np.ones((40, 300))})
+    adata.obsp["near"] = adata.obsp["far"] = scipy.sparse.csr_matrix(np.eye(40, k=1))
+    return convert_h5ad(adata, tmp_path / "extras", obsm=("X_pca",), obsp=("near", "far"))
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_all_that_lies_beside_the_rows_is_read(with_extras: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A disk that fails at the last byte of obsm, of a graph or of its weights is noticed, and the file is named."""
+    archive, size = open_raw(with_extras), (with_extras / name).stat().st_size
+    assert check_archive(archive)
+    whole = os.preadv
+
+    def failing(fd: int, buffers: Any, offset: int) -> int:
+        if Path(f"/proc/self/fd/{fd}").readlink() == with_extras / name and offset + len(buffers[0]) >= size:
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", failing)
+
+    with pytest.raises(ArchiveError, match=rf"{name} cannot be read .*Input/output error"):
+        check_archive(archive)
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_files_that_were_cut_since_are_named(with_extras: Path, name: str) -> None:
+    """What became shorter after the archive was opened would end a reader of its map by a signal; a check says so."""
+    archive = open_raw(with_extras)
+    os.truncate(with_extras / name, (with_extras / name).stat().st_size - 1)
+
+    with pytest.raises(ArchiveError, match=rf"{name} holds [\d,]+ bytes, expected [\d,]+"):
+        check_archive(archive)
 
 
 def test_damaged_tables_are_found(make_csr: Make) -> None:

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pytest
+import scipy.sparse
 import xxhash
 
-from scdl_gpu.archive import raw
+from scdl_gpu import convert_h5ad
+from scdl_gpu.archive import blocks, raw
 from scdl_gpu.archive.raw import RawArchive, open_raw
 
 Build = Callable[..., Path]
@@ -175,6 +178,39 @@ def test_an_exchange_during_opening_is_noticed(build: Build, monkeypatch: pytest
     assert exchanged
     assert archive.data.tolist() == [7.0] * 9
     assert archive.indptr.tolist() == [0, 9, 9, 9, 9, 9, 9]
+
+
+@pytest.mark.parametrize("is_exchanged", [True, False])
+def test_what_is_odd_about_files_of_two_states_is_not_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_exchanged: bool
+) -> None:
+    """Names and graphs of another state seem not to fit while an archive is exchanged: no word of it. Where they do not fit, one."""
+    archives = []
+    for name, n in (("archive", 4), ("other", 6)):
+        adata = anndata.AnnData(scipy.sparse.csr_matrix(np.eye(n, 5, dtype="float32")), obsm={"X_pca": np.zeros((n, 2))})
+        adata.obs["depth"] = np.arange(n)
+        archives.append(convert_h5ad(adata, tmp_path / name, obsm=("X_pca",)))
+    path, other = archives
+    mapped, opened = blocks.MappedTable.open, []
+
+    def exchanging(file: Path) -> Any:
+        if file.name == "names_0.names" and "obs" in file.parts[-2] and not opened:
+            opened.append(file)
+            if is_exchanged:
+                path.rename(path.with_name("away"))
+                other.rename(path)
+            else:
+                file.write_bytes((other / "obs_features" / file.name).read_bytes())
+        return mapped(file)
+
+    monkeypatch.setattr(blocks.MappedTable, "open", exchanging)
+
+    archive = open_raw(path)
+
+    assert opened
+    assert archive.n_rows == (6 if is_exchanged else 4)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [] if is_exchanged else ("holds 6 names" in said[0] and len(said) == 2)
 
 
 def test_only_a_mark_that_fits_says_canonical(build: Build) -> None:

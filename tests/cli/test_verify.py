@@ -112,3 +112,19 @@ def test_marks_of_other_writers_do_not_matter(run: Callable, archive: Path) -> N
 
     assert result.exit_code == 0
     assert "not all canonical" in result.stdout
+
+
+def test_a_wrong_header_names_the_flag(run: Callable, shell: Callable, tmp_path: Path) -> None:
+    """Where the dtype of the values is in doubt, what is to be done is said in the command's own words, --stored-dtype, and helps."""
+    x = scipy.sparse.csr_matrix(np.full((30, 3), 3.0, "float32"))
+    narrow, wide = (convert_h5ad(x, tmp_path / dtype, data_dtype=dtype) for dtype in ("float32", "float64"))
+    np.full(90, 3, "uint32").tofile(narrow / "data.npy")
+    np.full(90, 2**63, "uint64").tofile(wide / "data.npy")
+
+    doubted, followed = run("info", narrow), run("info", narrow, "--stored-dtype", "uint32")
+    unsure = shell("scdl-gpu", "info", wide, "--stored-dtype", "uint64")
+
+    assert (doubted.exit_code, followed.exit_code, unsure.returncode) == (1, 0, 0)
+    assert "Open it with data_dtype='uint32' (--stored-dtype)" in doubted.stderr
+    assert followed.stderr == ""
+    assert "its values are read as data_dtype='uint64' (--stored-dtype), as asked" in unsure.stderr

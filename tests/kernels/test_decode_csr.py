@@ -130,7 +130,7 @@ def test_every_dtype(source: str, made: str) -> None:
     unfit = [k for k, (_, values) in enumerate(expected) if made[0] != "f" and not fits(values, made).all()]
 
     batch = Batch([shard], [(0, row) for row in range(len(expected))])
-    indices, data, fault = batch.csr(made, "int64")
+    indices, data, fault = batch.csr(made)
 
     np.testing.assert_array_equal(indices, np.concatenate([columns for columns, _ in expected]))
     for k, (_, values) in enumerate(expected):
@@ -233,8 +233,9 @@ def test_rows_of_several_shards() -> None:
     expected = [rows_of(stored[s])[row] for s, row in picks]
     reading = np.random.default_rng(2).permutation(18)
 
-    for order in (None, reading):
-        indices, data, fault = Batch(stored, picks, reading=order).csr("float64")
+    for order, index in ((None, "int32"), (reading, "int32"), (reading, "int64")):
+        indices, data, fault = Batch(stored, picks, reading=order).csr("float64", index)
+        assert indices.dtype == index
         np.testing.assert_array_equal(indices, np.concatenate([columns for columns, _ in expected]))
         same_bits(data, np.concatenate([values.astype(np.float64) for _, values in expected]))
         assert positions(fault) == {}
