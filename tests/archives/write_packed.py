@@ -102,15 +102,17 @@ def write_case(folder: Path, name: str, case: Case) -> ShardRecord:
 
     source = source_code(case.dtype)
     with ShardWriter(folder, name, source=source, n_vars=case.n_vars) as writer:
-        for number, (columns, values) in enumerate(case.rows):
-            k = case.numbers[number] if case.numbers else 0
+        for k, run in itertools.groupby(range(len(case.rows)), lambda number: case.numbers[number] if case.numbers else 0):
+            rows = [case.rows[number] for number in run]
             order = case.orders[k]
             ranks = np.zeros(0, np.uint32) if order is None else np.argsort(order).astype(np.uint32)
-            array = np.array(values, case.dtype)
-            bits = array.view({"bool": np.uint8, "float16": np.uint16}.get(case.dtype, array.dtype))
-            words, entries = np.zeros(most_words(array.size, source), np.uint32), np.zeros(1, ENTRY)
-            indptr = np.array([0, array.size], np.int64)
-            used = encode_rows(indptr, np.array(columns, np.uint32), bits, source, ranks, k, 0, words, entries)
+            indptr = np.cumsum([0, *(len(values) for _, values in rows)], dtype=np.int64)
+            columns = np.concatenate([np.array(columns, np.uint32) for columns, _ in rows])
+            values = np.concatenate([np.array(values, case.dtype) for _, values in rows])
+            bits = values.view({"bool": np.uint8, "float16": np.uint16}.get(case.dtype, values.dtype))
+            n_words = sum(most_words(len(values), source) for _, values in rows)
+            words, entries = np.zeros(n_words, np.uint32), np.zeros(len(rows), ENTRY)
+            used = encode_rows(indptr, columns, bits, source, ranks, k, 0, words, entries)
             writer.append(words[:used], entries)
         return writer.finish([None if order is None else np.array(order) for order in case.orders])
 
