@@ -84,6 +84,7 @@ __device__ __forceinline__ double widened(half h) {
 // What a stored number is worth, in a double: exactly, but for integers above 2^53. Those keep their leading bits and
 // an odd last one for whatever was dropped, so that rounding the double once more gives what rounding once would.
 __device__ __forceinline__ double worth(u64 x) { return x >> 53 ? (double)((x >> 11) | ((x & 0x7ff) != 0)) * 2048.0 : (double)x; }
+__device__ __forceinline__ double worth(i64 x) { return x < 0 ? -worth(0 - (u64)x) : worth((u64)x); }
 __device__ __forceinline__ double worth(half x) { return widened(x); }
 __device__ __forceinline__ double worth(float x) {
 #ifdef EMULATED
@@ -106,10 +107,15 @@ __device__ __forceinline__ float rounded(double x) {
 #endif
 }
 
-// Convert a stored number (u8 to u64, half, float, double) to the dtype of the batch; false if that does not hold it.
+// Convert a stored number (u8 to u64, i64, half, float, double) to the dtype of the batch; false if that does not hold it.
 template <class Out, class In> __device__ __forceinline__ bool convert(In x, Out& out) {
     if constexpr (is_same<In, Out>) {
         out = x;
+    } else if constexpr (is_same<In, i64> && is_narrow_float<Out>) {
+        return convert(worth(x), out);
+    } else if constexpr (is_same<In, i64>) {
+        out = (Out)x;
+        if constexpr (is_integer<Out>) return x < 0 ? is_signed<Out> && 0 - (u64)x <= largest<Out> + 1 : (u64)x <= largest<Out>;
     } else if constexpr (is_integer<In> && is_narrow_float<Out>) {
         return convert(worth((u64)x), out);
     } else if constexpr (is_integer<In>) {
@@ -195,11 +201,14 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
-// Begin to copy the bytes first..last-1, both multiples of 16, as a warp. Lanes start at a line of 128 bytes, so that each
-// request but the first and last is for whole lines: over PCIe that is worth 5 to 10 % (dgl#3254).
-__device__ __forceinline__ void stage(u8* shared, u64 first, u64 last, u32 lane) {
+__device__ __forceinline__ u64 floor16(u64 x) { return x & ~15ull; }
+__device__ __forceinline__ u64 ceil16(u64 x) { return (x + 15) & ~15ull; }
+
+// Begin to copy the bytes first..last-1, both multiples of 16, as a warp or several. Lanes start at a line of 128 bytes, so
+// that each request but the first and last is for whole lines: over PCIe that is worth 5 to 10 % (dgl#3254).
+__device__ __forceinline__ void stage(u8* shared, u64 first, u64 last, u32 lane, u32 n_lanes = 32) {
 #pragma unroll 4
-    for (u64 at = (first & ~127ull) + lane * 16; at < last; at += 512)
+    for (u64 at = (first & ~127ull) + lane * 16; at < last; at += n_lanes * 16)
         if (at >= first) copy_async(shared + (at - first), (const void*)at);
 }
 

@@ -6,10 +6,10 @@
 // once, then converted and written, neighbouring lanes to neighbouring places. Rows of shards that are not sorted are left
 // to gather_csr_unsorted: a block a row, the rank of a column from a bitmap of the row's columns.
 #include "common.cuh"
+#include "bitmap.cuh"
 
 constexpr u32 WARPS = 4;             // of a block of gather_csr
 constexpr u32 SORT_THREADS = 256;    // of a block of gather_csr_unsorted
-constexpr u32 WORDS_OF_GROUP = 4;    // of the bitmap: 128 columns share one count of what lies below
 constexpr u32 TILE = 1u << 18;       // columns that a bitmap covers: 32 KiB, and 8 KiB of counts
 
 // The part of a row that lies in a warp's span.
@@ -21,8 +21,6 @@ struct Part {
     u16 index_bytes, kind;
 };
 
-__device__ __forceinline__ u64 floor16(u64 x) { return x & ~15ull; }
-__device__ __forceinline__ u64 ceil16(u64 x) { return (x + 15) & ~15ull; }
 __device__ __forceinline__ u32 staged_bytes(u64 address, u64 size) { return (u32)(ceil16(address + size) - floor16(address)); }
 
 template <class Index>
@@ -114,29 +112,6 @@ __device__ __forceinline__ void gather(
     }
 }
 
-// Turn the bitmap's groups into counts of what lies below each; returns the total. As a block, with a barrier at its end.
-__device__ __forceinline__ u32 count_below(const u32* bitmap, u32 n_groups, u32* below, u32* warp_sums) {
-    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, each = (n_groups + SORT_THREADS - 1) / SORT_THREADS;
-    const u32 first = min(threadIdx.x * each, n_groups), last = min(first + each, n_groups);
-    u32 own = 0;
-    for (u32 g = first; g < last; g++)
-        for (u32 w = 0; w < WORDS_OF_GROUP; w++) own += __popc(bitmap[g * WORDS_OF_GROUP + w]);
-    const u32 upto = running_sum(own, lane);
-    if (lane == 31) warp_sums[warp] = upto;
-    __syncthreads();
-    u32 sum = upto - own, total = 0;
-    for (u32 w = 0; w < SORT_THREADS / 32; w++) {
-        if (w < warp) sum += warp_sums[w];
-        total += warp_sums[w];
-    }
-    for (u32 g = first; g < last; g++) {
-        below[g] = sum;
-        for (u32 w = 0; w < WORDS_OF_GROUP; w++) sum += __popc(bitmap[g * WORDS_OF_GROUP + w]);
-    }
-    __syncthreads();
-    return total;
-}
-
 template <class Index, class Value>
 __device__ __forceinline__ void gather_unsorted(
     const Shard* __restrict__ shards, const i32* __restrict__ shard, const i64* __restrict__ starts, const i32* __restrict__ slots,
@@ -166,13 +141,11 @@ __device__ __forceinline__ void gather_unsorted(
             if (atomicOr(bitmap + (column - tile) / 32, bit) & bit) report(out_fault, DUPLICATE, (i64)position);
         }
         __syncthreads();
-        const u32 found = count_below(bitmap, (u32)(n_words / WORDS_OF_GROUP), below, warp_sums);
+        const u32 found = count_below<SORT_THREADS>(bitmap, (u32)(n_words / WORDS_OF_GROUP), below, warp_sums);
         for (u64 k = threadIdx.x; k < n; k += SORT_THREADS) {
             const u64 column = word_at(columns, source.index_bytes, k);
             if (column - tile >= width) continue;
-            const u32 word = (u32)(column - tile) / 32, group = word / WORDS_OF_GROUP;
-            u64 rank = done + below[group] + __popc(bitmap[word] & ((1u << (column & 31)) - 1));
-            for (u32 w = group * WORDS_OF_GROUP; w < word; w++) rank += __popc(bitmap[w]);
+            const u64 rank = done + rank_of(bitmap, below, (u32)(column - tile));
             Value value;
             const bool fits = with_number(source.kind, word_at(values, value_bytes(source.kind), k), [&](auto number) { return convert(number, value); });
             if (!fits) report(out_fault, UNFITTING, (i64)position);

@@ -5,8 +5,8 @@
 // byte of the output is touched before or after. Elements of a sorted row are met in order, tile by tile; where a
 // subset or an unsorted row mixes them, every tile looks at all of them.
 #include "common.cuh"
+#include "tile.cuh"
 
-constexpr u32 THREADS = 256;
 constexpr u32 SUMS = THREADS / 32;  // doubles of shared memory behind the tile
 
 // What a row is, and what is done with its values.
@@ -58,20 +58,6 @@ template <class Out> __device__ __forceinline__ void put(const Row& row, u64 wor
     });
     if (!fits) report(out_fault, UNFITTING, row.position);
     *at = value;
-}
-
-// Write the bytes first..last-1 of the output, which the tile holds from its own byte first % 128 on.
-template <class Out> __device__ __forceinline__ void write_tile(const u8* tile, u64 first, u64 last) {
-    const u64 base = first & ~127ull;
-    for (u64 at = base + threadIdx.x * 16; at < last; at += THREADS * 16) {
-        const u8* from = tile + (at - base);
-        if (at >= first && at + 16 <= last) {
-            *(uint4*)at = *(const uint4*)from;
-        } else {
-            for (u32 b = 0; b < 16; b += sizeof(Out))
-                if (at + b >= first && at + b < last) *(Out*)(at + b) = *(const Out*)(from + b);
-        }
-    }
 }
 
 // The first element of a sorted row with a column >= `column`.
