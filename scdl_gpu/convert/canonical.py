@@ -37,7 +37,8 @@ def merged(block: Block, *, is_bool: bool) -> tuple[Block, float, int]:
 
     A sum of booleans is a boolean, as in SciPy.
     """
-    indptr, data = block.indptr.copy(), block.data.astype(WIDEST[block.data.dtype.kind], copy=False)
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+        indptr, data = block.indptr.copy(), block.data.astype(WIDEST[block.data.dtype.kind], copy=False)
     if data.dtype == np.float64:
         kept, off, where = kernels.merge_floats(indptr, block.indices, data)
     else:
