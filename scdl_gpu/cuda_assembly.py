@@ -5,7 +5,6 @@ device, and one launch; the host waits for nothing. What a kernel finds wrong co
 at the end of the epoch: asking for it with every batch would cost as much of the host's time as the launch.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, NoReturn
@@ -18,14 +17,13 @@ from scdl_gpu.archive.parts import Extents, Share
 from scdl_gpu.assembly import ALL_GENES, Assembler, CpuAssembler, Ints, Made, Output, Wanted, check_index
 from scdl_gpu.backend import index_dtype
 from scdl_gpu.buffers import Arrived, Courier, Parcel, Part
-from scdl_gpu.device import Device, Event, device_of
+from scdl_gpu.device import Device, device_of
 from scdl_gpu.errors import DeviceError
-from scdl_gpu.kernels.shards import FAULTS, NO_FAULT
+from scdl_gpu.faults import Faults
+from scdl_gpu.kernels.gpu import Table
 from scdl_gpu.placement import Placed, Plan, choose, place
 from scdl_gpu.shards import Shards
 
-ASK_EVERY = 16
-"""Batches after which the device is asked for faults."""
 OBS, PACKED = "obs ", "packed "
 """What the names of obs columns, and of all that tells where rows of packed shards lie, begin with in a parcel."""
 STAYS = (
@@ -43,70 +41,6 @@ class Prepared(NamedTuple):
     nnz: int
 
 
-class Faults:
-    """What kernels report: on the device until asked for, then on the host, without a wait.
-
-    codes: (FAULTS,) int32 on the device, what kernels take as `out_fault`.
-    """
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        size_bytes = 4 * FAULTS
-        self._clean, self._report = device.staging(size_bytes), device.staging(size_bytes)
-        self._clean.numpy().view(np.int32)[:] = NO_FAULT
-        self._there = device.allocate(size_bytes)[:size_bytes]
-        self.codes = self._there.view(torch.int32)
-        self._unchecked: deque[Ints] = deque()
-        self._reported: Event | None = None
-        self._n_reported = 0
-        self.reset()
-
-    @property
-    def n_unchecked(self) -> int:
-        """How many batches the host knows nothing of."""
-        return len(self._unchecked)
-
-    def reset(self) -> None:
-        """Enqueue the clearing, and forget all batches."""
-        self._device.upload(self._clean, self._there)
-        self._unchecked.clear()
-        self._reported = None
-
-    def clear(self) -> None:
-        """Let the memory on the device go; nothing may be under way."""
-        self._unchecked.clear()
-        self._reported = None
-        self._there = self.codes = torch.empty(0, dtype=torch.int32)
-
-    def made(self, rows: Ints) -> None:
-        """Count a batch whose gather is enqueued, and ask from time to time."""
-        self._unchecked.append(rows)
-        if len(self._unchecked) >= ASK_EVERY:
-            self.ask()
-
-    def ask(self) -> None:
-        """Let the faults come to the host, unless an answer is on its way."""
-        if self._reported is None:
-            self._device.download(self._there, self._report)
-            self._reported, self._n_reported = self._device.record(), len(self._unchecked)
-
-    def answer(self, *, wait: bool) -> tuple[int, list[Ints]] | None:
-        """Return the least faulty position and the batches that it may be of, if there is one in an answer that came back.
-
-        wait: for the answer, if one is on its way.
-        """
-        if self._reported is None:
-            return None
-        if wait:
-            self._reported.wait()  # waits, at the end of an epoch
-        elif not self._reported.is_done():
-            return None
-        self._reported = None
-        suspects = [self._unchecked.popleft() for _ in range(self._n_reported)]
-        position = int(self._report.numpy().view(np.int32).min())
-        return None if position == NO_FAULT else (position, suspects)
-
-
 class CudaAssembler:
     """Makes batches by kernels/*.cu from rows that are placed in memory which the device reads."""
 
@@ -114,7 +48,6 @@ class CudaAssembler:
     threads = 1
 
     def __init__(self, shards: Shards, output: Output, device: Device, placed: Placed, *, batch_size: int) -> None:
-        from scdl_gpu.kernels.gpu import Table
         from scdl_gpu.kernels.shards import kind_of
 
         if placed.table is None:
@@ -125,19 +58,31 @@ class CudaAssembler:
         self._index = index_dtype(batch_size, shards.n_vars, 0)
         self._sorts = placed.kind == "pinned"
         self._table = Table(placed.entries, int(placed.table.data_ptr()))
+        self._order_memory: list[torch.Tensor] = []
+        if placed.packed_table is not None:
+            self._packed = (Table(placed.packed_entries, int(placed.packed_table.data_ptr())), self._gene_orders())
         self._courier = Courier(device)
         self._faults = Faults(device)
-        self._lut = self._uploaded(ALL_GENES if output.lut is None else output.lut)
+        self._lut = self._uploaded(ALL_GENES if output.lut is None else output.lut).view(torch.int32)
 
-    def _uploaded(self, array: NDArray[np.int32]) -> torch.Tensor:
-        """Copy a small array to the device, once."""
+    def _gene_orders(self) -> Table:
+        """Copy the gene orders of packed parts to the device, and then the table of them, which says where they are."""
+        orders = self._shards.parts.orders
+        tables = [self._uploaded(np.empty(0, np.int32) if table is None else table) for table in orders.tables]
+        entries = orders.table_at([table.data_ptr() if len(table) else 0 for table in tables])
+        there = self._uploaded(entries.view(np.uint8))
+        self._order_memory = [*tables, there]
+        return Table(entries, there.data_ptr())
+
+    def _uploaded(self, array: NDArray[Any]) -> torch.Tensor:
+        """Copy a small array to the device, once; as bytes."""
         if array.size == 0:
-            return torch.empty(0, dtype=torch.int32)
+            return torch.empty(0, dtype=torch.uint8)
         host, there = self._device.staging(array.nbytes), self._device.allocate(array.nbytes)[: array.nbytes]
         host.numpy()[:] = array.view(np.uint8)
         self._device.upload(host, there)
         self._device.record().wait()  # waits, once
-        return there.view(torch.int32)
+        return there
 
     def prepare(self, wanted: Wanted) -> Prepared:
         """Find where rows lie, and lay that out for one copy to the device; rows in page-locked memory in order of address."""
@@ -200,6 +145,8 @@ class CudaAssembler:
         out = (self._shards.n_vars, arrived.part("indptr"), self._kind, indices, values, self._faults.codes)
         if "where" in arrived:
             gpu.gather_csr(self._device.launch, self._table, *_where(arrived, "", "indptr"), *out)
+        if f"{PACKED}where" in arrived:
+            gpu.decode_csr(self._device.launch, *self._packed, *_where(arrived, PACKED, "indptr"), *out)
         size = (prepared.rows.size, self._shards.n_vars)
         return torch.sparse_csr_tensor(indptr, indices, values, size, check_invariants=False)
 
@@ -211,6 +158,8 @@ class CudaAssembler:
         out = (self._shards.n_vars, self._lut, output.target, output.log1p, self._kind, made, self._faults.codes)
         if "where" in arrived:
             gpu.gather_dense(self._device.launch, self._table, *_where(arrived, "", "read_indptr"), *out)
+        if f"{PACKED}where" in arrived:
+            gpu.decode_dense(self._device.launch, *self._packed, *_where(arrived, PACKED, "read_indptr"), *out)
         return made
 
     def _raise_answer(self, *, wait: bool) -> None:
@@ -259,6 +208,7 @@ class CudaAssembler:
         self._placed.close()
         self._courier.clear()
         self._faults.clear()
+        self._order_memory.clear()
         self._lut = torch.empty(0, dtype=torch.int32)
 
     def __reduce__(self) -> NoReturn:

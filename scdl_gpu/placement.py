@@ -141,10 +141,24 @@ def _choose_host(size_bytes: int, host: _Room, *, must_fit: bool) -> Plan:
 
 
 class Placed:
-    """Rows in place, until closed. On a device, for kernels: entries, (n,) SHARD, one for each archive; table, a copy of it there."""
+    """Rows in place, until closed.
 
-    def __init__(self, plan: Plan, entries: NDArray[Any], table: torch.Tensor | None, release: Callable[[], None] = lambda: None) -> None:
+    On a device, for kernels: entries, (n,) SHARD, and packed_entries, (n,) PACKED or none, one for each part of the archives;
+    table and packed_table, copies of them there.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        entries: NDArray[Any],
+        table: torch.Tensor | None,
+        *,
+        packed: tuple[NDArray[Any], torch.Tensor] | None = None,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
         self.plan, self.kind, self.entries, self.table = plan, plan.kind, entries, table
+        self.packed_entries: NDArray[Any] = np.zeros(0, PACKED) if packed is None else packed[0]
+        self.packed_table: torch.Tensor | None = None if packed is None else packed[1]
         self._release: Callable[[], None] | None = release
 
     def close(self) -> None:
@@ -152,7 +166,7 @@ class Placed:
         release, self._release = self._release, None
         if release is not None:
             release()
-        self.table = None
+        self.table = self.packed_table = None
 
     def __enter__(self) -> Self:
         return self
@@ -175,10 +189,12 @@ def place(archives: Sequence[Archive], plan: Plan, device: Device | None, *, pro
             base, is_sorted = (_place_on_device if plan.kind == "device" else _place_pinned)(layout, device, stack, progress)
             entries = _entries(layout, base, is_sorted)
             table = _upload(entries, device)
+            found = _packed_entries(layout, base)
+            packed = (found, _upload(found, device)) if layout.has_packed else None
         except DeviceError as error:
             raise DeviceError(f"{size_words(layout.size_bytes)} of rows could not be placed ({plan.kind}): {error}") from error
         release = stack.pop_all().close
-    return Placed(plan, entries, table, release)
+    return Placed(plan, entries, table, packed=packed, release=release)
 
 
 def _place_on_device(layout: Layout, device: Device, stack: ExitStack, progress: Progress) -> tuple[int, list[bool]]:

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from scdl_gpu import ArchiveError, Batch, DeviceError, GPUBatchLoader
-from scdl_gpu.cuda_assembly import ASK_EVERY
+from scdl_gpu.faults import ASK_EVERY
 
 KINDS = [EmulatedDevice, pytest.param(CountedGpu, marks=pytest.mark.gpu)]
 PLACEMENTS = ["device", "pinned", "host"]

@@ -74,6 +74,14 @@ def where(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> d
     return {"device": "cpu"} if request.param == "cpu" else {"device": EmulatedDevice(), "placement": request.param}
 
 
+def settled(loader: GPUBatchLoader, where: dict[str, Any]) -> Iterator[Any]:
+    """Give the batches, each when all that makes it is done."""
+    for batch in loader:
+        if not isinstance(where["device"], str):
+            where["device"].record().wait()
+        yield batch
+
+
 def parts(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Give the tensors that a batch is made of."""
     return (x.crow_indices(), x.col_indices(), x.values()) if x.layout == torch.sparse_csr else (x,)
@@ -107,7 +115,7 @@ def test_batches_are_those_of_raw_archives(
     obs = ["line", "depth", "count"]
 
     with GPUBatchLoader(found, 32, **where, **options, obs=obs) as loader:
-        check_same(loader, GPUBatchLoader(expected, 32, device="cpu", **options, obs=obs))
+        check_same(settled(loader, where), GPUBatchLoader(expected, 32, device="cpu", **options, obs=obs))
         assert loader.var_order.tolist() == ([7, 3, 39] if "var" in options else list(range(N_VARS)))
         assert loader.categories["line"].tolist() == ["c", "b", "a", "unused"]
 
@@ -126,7 +134,7 @@ def test_every_stored_dtype_comes_out_as_from_raw(dtype: str, options: dict[str,
     raw, packed = write(tmp_path / "raw", x, data_dtype=dtype), write_packed(tmp_path / "packed", x, dtype, orders=2)
 
     with GPUBatchLoader([packed, raw], 64, **where, **options) as loader:
-        check_same(loader, GPUBatchLoader([raw, raw], 64, device="cpu", **options))
+        check_same(settled(loader, where), GPUBatchLoader([raw, raw], 64, device="cpu", **options))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +150,7 @@ def test_dtypes_that_only_packed_archives_have(source: str, made: torch.dtype, w
     packed = write_packed(tmp_path / "packed", x, source)
 
     with GPUBatchLoader(packed, 32, **where) as loader:
-        for batch in loader:
+        for batch in settled(loader, where):
             assert batch.x.dtype == made
             np.testing.assert_array_equal(dense(batch.x), x[batch.rows.numpy()].toarray())
 
@@ -167,7 +175,7 @@ def test_stored_order_renumbers_columns(options: dict[str, Any], where: dict[str
 
     with GPUBatchLoader([packed, packed], 32, gene_order="stored", **where, **options) as loader:
         assert loader.var_order.tolist() == ([7, 3, 39] if "var" in options else order.tolist())
-        for batch, expected in zip(loader, GPUBatchLoader([raw, raw], 32, device="cpu", **options), strict=True):
+        for batch, expected in zip(settled(loader, where), GPUBatchLoader([raw, raw], 32, device="cpu", **options), strict=True):
             there = dense(expected.x.float())
             np.testing.assert_array_equal(dense(batch.x.float()), there if "var" in options else there[:, order])
 

@@ -41,9 +41,15 @@ class GeneOrders:
     @property
     def table(self) -> NDArray[Any]:
         """Make the (k,) ORDER of the call, of addresses of this object's tables."""
+        return self.table_at([0 if table is None else table.ctypes.data for table in self.tables])
+
+    def table_at(self, addresses: Sequence[int]) -> NDArray[Any]:
+        """Make the (k,) ORDER of the call where each table lies at an address."""
         if self._is_stored:
             return order_entry(None)
-        return np.concatenate([np.zeros(0, ORDER), *(order_entry(table) for table in self.tables)])
+        entries = np.concatenate([np.zeros(0, ORDER), *(order_entry(table) for table in self.tables)])
+        entries["table"] = addresses
+        return entries
 
     @property
     def numbers(self) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ FLOORS = {
     6: "loader collection",
     5: "dataset cuda_assembly",
     4: "rows placement obs assembly pack",
-    3: "convert slab collate neighbors shards buffers tables row_source",
+    3: "convert slab collate neighbors shards buffers tables row_source faults",
     2: "archive backend device order sampler",
     1: "kernels reader arena",
     0: "errors batch version row_dataset callers",
