@@ -144,7 +144,9 @@ class ShardWriter:
         fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
-            os.pwrite(fd, header, 0)
+            at = 0
+            while at < len(header):  # a write may take less than it is given
+                at += os.pwrite(fd, header[at:], at)
             os.fsync(fd)
         finally:
             os.close(fd)
