@@ -39,13 +39,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 STAGINGS = ["staging create", "staging create below new parents", "staging change", "staging change odd name"]
 CREATIONS = ["construct", "construct in blocks", "convert csr", "convert csc", "convert dense", "fill by hand"]
+PACKED = ["pack", "convert packed csr", "concat packed", "unpack"]
 CHANGES = ["cast", "concat", "concat elsewhere", "save elsewhere"]
 
 
 @pytest.mark.parametrize(
     ("operation", "error"),
     [
-        *itertools.product([*STAGINGS, *CREATIONS, *CHANGES], ["ENOSPC"]),
+        *itertools.product([*STAGINGS, *CREATIONS, *PACKED, *CHANGES], ["ENOSPC"]),
         *itertools.product(["staging create", "staging change"], ["EDQUOT", "EFBIG"]),
     ],
 )
@@ -61,7 +62,7 @@ def test_operation_is_undone_when_disk_fills(laboratory, operation, error, point
         assert re.search(r"[\d,]+ bytes", fault.message)
 
 
-@pytest.mark.parametrize("operation", ["staging create", "staging change", *CREATIONS, *CHANGES])
+@pytest.mark.parametrize("operation", ["staging create", "staging change", *CREATIONS, *PACKED, *CHANGES])
 def test_short_writes_are_continued(laboratory, operation):
     """Writes that take only half of what they are given lose nothing."""
     report = laboratory.ask("shorten", operation)

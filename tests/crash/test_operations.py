@@ -5,12 +5,13 @@ import errno
 import pytest
 
 CREATIONS = ["construct", "construct in blocks", "convert csr", "convert csc", "convert dense", "fill by hand"]
+PACKED = ["pack", "convert packed csr", "convert packed csc", "concat packed", "unpack"]
 CHANGES = ["cast", "concat", "concat elsewhere", "save elsewhere"]
 DESTRUCTIONS = ["concat destroying", "concat in place destroying", "flatten destroying"]
 COLLECTIONS = ["collection load", "collection load many", "flatten"]
 
 
-@pytest.mark.parametrize("operation", CREATIONS + CHANGES + DESTRUCTIONS + COLLECTIONS)
+@pytest.mark.parametrize("operation", CREATIONS + PACKED + CHANGES + DESTRUCTIONS + COLLECTIONS)
 def test_archive_is_old_or_new_when_writer_is_killed(laboratory, operation, points):
     """Killed before any call, an operation leaves whole archives, which earlier readers go on reading, and can be run again."""
     report = laboratory.ask("kill", operation, points=points)
@@ -27,7 +28,7 @@ def test_archive_is_whole_when_save_that_changes_nothing_is_killed(laboratory, p
     assert set(report.states) == {"new"}
 
 
-@pytest.mark.parametrize("operation", ["construct", "convert csr", "fill by hand", "cast", "concat", "concat elsewhere"])
+@pytest.mark.parametrize("operation", ["construct", "convert csr", "fill by hand", "cast", "concat", "concat elsewhere", "pack", "unpack"])
 def test_second_writer_is_turned_away(laboratory, operation):
     """While one operation writes an archive, the same one in another process gets an ArchiveError that says so and changes nothing."""
     report = laboratory.ask("contend", operation, points=3)
@@ -47,7 +48,7 @@ def test_change_is_refused_where_directories_cannot_be_exchanged(laboratory, ope
     assert "output_path" in fault.message
 
 
-@pytest.mark.parametrize("operation", ["cast", "concat", "concat elsewhere", "save again"])
+@pytest.mark.parametrize("operation", ["cast", "concat", "concat elsewhere", "save again", "concat packed"])
 def test_operation_works_where_nothing_can_be_linked(laboratory, operation):
     """On a file system without hard links unchanged files are copied."""
     report = laboratory.ask("refuse", operation, op="link", error=errno.EPERM)
