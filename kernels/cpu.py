@@ -1,4 +1,4 @@
-"""The operations of kernels/README.md in Numba, for the CPU: rows of raw shards, in any order, into one batch.
+"""The operations of kernels/README.md in Numba, for the CPU: rows of raw or packed shards, in any order, into one batch.
 
 Knows addresses and arrays, not files, threads or torch; every function releases the GIL and writes only into
 `out...`. A range of a batch's rows is a call with slices of their arrays, so that ranges may run in different
@@ -114,11 +114,20 @@ def gather_dense(shards, shard, starts, slots, read_indptr, n_vars, lut, target,
 
 
 @jit
+def _ask_for(shards, shard, rows, i):
+    """Ask for the bytes of packed row i, if there is one."""
+    if i < rows.size:
+        payload = shards[shard[i] if shard.size else 0].payload
+        prefetch(payload + np.uint64(4) * np.uint64(rows[i].start), np.uint64(4) * np.uint64(rows[i].words))
+
+
+@jit
 def decode_csr(shards, orders, shard, rows, slots, read_indptr, n_vars, indptr, kind, out_indices, out_data, out_fault):
     """Decode packed rows into a CSR batch, columns ascending; arguments as in kernels/README.md."""
     ranks, values, made = np.empty(0, np.int32), np.empty(0, np.uint64), np.empty(0, out_data.dtype)
     bitmap, below = np.zeros(0, np.uint64), np.empty(0, np.uint32)
     for i in range(rows.size):
+        _ask_for(shards, shard, rows, i + 1)
         source, row = shards[shard[i] if shard.size else 0], rows[i]
         order = orders[row.order & np.uint32(0xFFFF)]
         position = np.int64(slots[i]) if slots.size else np.int64(i)
@@ -150,7 +159,10 @@ def decode_dense(shards, orders, shard, rows, slots, read_indptr, n_vars, lut, t
     """Decode packed rows into rows of a dense batch, each once, whole; arguments as in kernels/README.md."""
     ranks, values, numbers, made = np.empty(0, np.int32), np.empty(0, np.uint64), np.empty((2, 0), np.float64), np.empty(0, out.dtype)
     columns, bitmap, below = np.empty(0, np.int32), np.zeros(0, np.uint64), np.empty(0, np.uint32)
+    streams = out.nbytes >= STREAM_BYTES
+    apart = np.zeros(out.shape[1] if streams else 0, out.dtype)
     for i in range(rows.size):
+        _ask_for(shards, shard, rows, i + 1)
         source, row = shards[shard[i] if shard.size else 0], rows[i]
         order = orders[row.order & np.uint32(0xFFFF)]
         position = np.int64(slots[i]) if slots.size else np.int64(i)
@@ -158,11 +170,10 @@ def decode_dense(shards, orders, shard, rows, slots, read_indptr, n_vars, lut, t
         if n + SPARE > ranks.size:
             ranks, values = np.empty(2 * n + SPARE, np.int32), np.empty(2 * n + SPARE, np.uint64)
             numbers, made, columns = np.empty((2, 2 * n), np.float64), np.empty(2 * n, out.dtype), np.empty(2 * n, np.int32)
-        out_row = out[position]
-        fill_zero(out_row)
         found = decode_row(source, row, n, n_vars, ranks, values)
         if found == BROKEN:
             note(DAMAGED, position, out_fault)
+            fill_zero(out[position])
             continue
         if target > 0 or log1p:
             convert_values(found, source.source, values, FLOAT64, numbers[0, :n])
@@ -186,7 +197,14 @@ def decode_dense(shards, orders, shard, rows, slots, read_indptr, n_vars, lut, t
                 note(UNFITTING, position, out_fault)
             map_columns(order, ranks[:n], columns[:n])
             n = select(lut, columns[:n], made)
-        scatter(columns[:n], made[:n], out_row)
+        if streams:
+            scatter(columns[:n], made, apart)
+            stream(apart, out[position])
+        else:
+            fill_zero(out[position])
+            scatter(columns[:n], made, out[position])
+    if streams:
+        settle()
 
 
 @jit
