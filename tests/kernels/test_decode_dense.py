@@ -184,3 +184,23 @@ def test_damaged_rows_are_zero() -> None:
 def replace_row(rows: list[tuple[NDArray, NDArray]], row: int) -> list[tuple[NDArray, NDArray]]:
     """Give rows of which one is empty."""
     return [(columns[:0], values[:0]) if k == row else (columns, values) for k, (columns, values) in enumerate(rows)]
+
+
+@pytest.mark.parametrize("made", ["float32", "float64"])
+def test_large_batches(made: str) -> None:
+    """A batch that does not fit in a cache is the same, lines and what is beside them, with a damaged row among its rows."""
+    n_vars, random = 350_003, np.random.default_rng(9)
+    shard, rows = Shard("uint16", n_vars, [random.permutation(n_vars).astype(np.uint32)]), []
+    for n in (700, 0, 5, 90, 1, 300, 40):
+        columns = np.sort(random.choice(n_vars, n, replace=False))
+        rows.append((columns, random.geometric(0.2, n).astype(np.uint16)))
+        shard.add(*rows[-1])
+    shard.entries[3] = (*shard.entries[3][:3], shard.entries[3][3] ^ 1)
+
+    found, fault = Batch([shard], [(0, row) for row in range(7)]).dense(made)
+
+    for row, (columns, values) in enumerate(rows):
+        wanted = np.zeros(n_vars, made)
+        wanted[columns] = values if row != 3 else 0
+        np.testing.assert_array_equal(found[row], wanted)
+    assert positions(fault) == {"DAMAGED": 3}
