@@ -52,7 +52,9 @@ def _stored(folder: Path, dtype: str) -> Stored:
         orders.append(shard.orders)
         sizes.append(shard.n_rows)
     empty = np.zeros(0, dtype)
-    return Stored(np.array(indptr), np.concatenate([np.zeros(0, np.int64), *indices]), np.concatenate([empty, *data]), orders, numbers, sizes)
+    return Stored(
+        np.array(indptr), np.concatenate([np.zeros(0, np.int64), *indices]), np.concatenate([empty, *data]), orders, numbers, sizes
+    )
 
 
 @pytest.fixture

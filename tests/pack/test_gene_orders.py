@@ -55,7 +55,7 @@ def test_groups_that_gain_have_an_order_of_their_own(stored, tmp_path):
     assert all(gain.is_kept and gain.gain >= 0.03 for gain in report.gains)
     assert report.gain >= 0.03
     assert report.bytes_per_nonzero < 0.97 * plain.bytes_per_nonzero
-    assert {number for number in found.numbers} == {0, 1, 2}
+    assert set(found.numbers) == {0, 1, 2}
     np.testing.assert_array_equal(found.indptr, matrix.indptr)
     np.testing.assert_array_equal(found.indices, matrix.indices)
     np.testing.assert_array_equal(found.data, matrix.data)

@@ -25,7 +25,7 @@ def test_shards_are_shared(raw, counts, stored, tmp_path):
     np.testing.assert_array_equal(found.data, expected.data)
     inodes = [shard.path.stat().st_ino for shard in open_packed(tmp_path / "all").shards]
     sources = [[shard.path.stat().st_ino for shard in open_packed(tmp_path / name).shards] for name in ("a", "b", "a")]
-    assert inodes == sum(sources, [])
+    assert inodes == [inode for source in sources for inode in source]
 
 
 def test_shards_are_copied_where_nothing_can_be_linked(raw, counts, stored, tmp_path, monkeypatch):
