@@ -1,0 +1,253 @@
+"""Packed shards and archives that are damaged, cut short or made to deceive: an error that names where, or the right answer."""
+
+import functools
+import itertools
+import re
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xxhash
+from archive.test_packed_golden import decoded
+from archives.write_packed import Case, write_case
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from scdl_gpu.archive.packed_header import ShardHeader, ShardHeaderError
+from scdl_gpu.archive.packed_shard import PackedShard
+from scdl_gpu.errors import ArchiveError, MissingFileError
+
+NAME = "shard-00000.scdp"
+
+
+@functools.cache
+def small_bytes() -> bytes:
+    """Make a shard that has everything: two orders and the identity, empty rows, counts, raw blocks, a row of many blocks."""
+    random = np.random.default_rng(4)
+    rows: list[Any] = [((), ())]
+    for n in (1, 7, 8, 9, 40, 64, 3, 0, 100):
+        columns = np.sort(random.choice(120, n, replace=False))
+        rows.append((columns.tolist(), random.integers(1, 9, n).astype(np.float32)))
+    rows[5][1][[3, 30]] = 0.5, np.nan
+    rows[6][1][:] = 70_000
+    orders = [random.permutation(120).tolist(), random.permutation(120).tolist(), None]
+    with tempfile.TemporaryDirectory() as folder:
+        write_case(Path(folder), NAME, Case("float32", 120, rows, orders, [number % 3 for number in range(len(rows))]))
+        return (Path(folder) / NAME).read_bytes()
+
+
+def small(folder: Path) -> Path:
+    """Give a file of its own with the shard of `small_bytes`."""
+    (folder / NAME).write_bytes(small_bytes())
+    return folder / NAME
+
+
+def answer(path: Path) -> tuple[bytes, ...]:
+    """Read a whole shard, verifying it."""
+    shard = PackedShard.open(path.parent, path.name)
+    shard.verify()
+    return tuple(array.tobytes() for array in decoded(shard))
+
+
+def hashed(data: bytes) -> bytes:
+    """Make the hashes of tables, sections and header of a shard right, where their places allow it."""
+    text = bytearray(data)
+    for at in (64, 96):
+        offset, length = struct.unpack_from("<QQ", text, at)
+        struct.pack_into(
+            "<Q", text, at + 16, xxhash.xxh3_64_intdigest(bytes(text[offset : offset + length])) if offset + length < 1 << 30 else 0
+        )
+    struct.pack_into("<Q", text, 4088, xxhash.xxh3_64_intdigest(bytes(text[:4088])))
+    return bytes(text)
+
+
+def flip_all(folder: Path, step: int, change: Callable[[int], int]) -> None:
+    """Change every `step`th byte of the small shard, each alone; every error must name the shard, and the row whose bytes it is in."""
+    path = small(folder)
+    data, whole = path.read_bytes(), answer(path)
+    shard = PackedShard.open(folder, NAME)
+    ends = shard.payload_start + 4 * shard.entries["offset"].astype(np.int64)
+    missed = []
+    for at in range(step // 2, len(data), step):
+        path.write_bytes(data[:at] + bytes([change(data[at])]) + data[at + 1 :])
+        is_payload = ends[0] <= at < ends[-1]
+        row = int(np.searchsorted(ends, at, side="right")) - 1
+        try:
+            right = answer(path) == whole and not is_payload
+        except ArchiveError as error:
+            right = str(path) in str(error) and (not is_payload or f"row {row} does not match its check" in str(error))
+        if not right:
+            missed.append(at)
+
+    assert missed == []
+
+
+def test_flipped_bytes_are_named_or_harmless(tmp_path: Path) -> None:
+    """One byte in 16 inverted: an error that names shard and row, or the right answer; in a row, always the error."""
+    flip_all(tmp_path, 16, lambda byte: byte ^ 0xFF)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("bit", range(8))
+def test_every_flipped_bit_is_named_or_harmless(tmp_path: Path, bit: int) -> None:
+    """Every bit of the file flipped, alone: as above."""
+    flip_all(tmp_path, 1, lambda byte: byte ^ 1 << bit)
+
+
+def deceive(folder: Path, step: int) -> None:
+    """Change bytes of header, row table and orders, and make their hashes right: an error, or an answer, never a crash."""
+    path = small(folder)
+    data = path.read_bytes()
+    shard, outcomes = PackedShard.open(folder, NAME), {"refused": 0, "answered": 0, "unnamed": 0}
+    tables = [(0, 160), *((section.offset, section.offset + section.size_bytes) for section in (shard.header.rows, shard.header.orders))]
+    for first, last in tables:
+        for at in range(first, last, step):
+            for byte in (data[at] ^ 1, data[at] ^ 0x80, 0xFF, 0):
+                path.write_bytes(hashed(data[:at] + bytes([byte]) + data[at + 1 :]))
+                try:
+                    answer(path)
+                    outcomes["answered"] += 1
+                except ArchiveError as error:
+                    outcomes["refused" if str(path) in str(error) else "unnamed"] += 1
+
+    assert outcomes["unnamed"] == 0
+    assert outcomes["refused"] > outcomes["answered"]
+
+
+def test_deceiving_tables_lead_nowhere(tmp_path: Path) -> None:
+    """Tables that lie, with right hashes, end in errors or in other rows of the same file."""
+    deceive(tmp_path, 5)
+
+
+@pytest.mark.exhaustive
+def test_all_deceiving_tables_lead_nowhere(tmp_path: Path) -> None:
+    """As above, with every byte."""
+    deceive(tmp_path, 1)
+
+
+def test_a_shard_cut_short_is_refused(tmp_path: Path) -> None:
+    """A file that ends early, at, before and behind each border of its sections and of pages, is refused by its size."""
+    path = small(tmp_path)
+    data, header = path.read_bytes(), PackedShard.open(tmp_path, NAME).header
+    sections = (header.orders, header.rows, header.payload)
+    borders = {0, 1, 160, 4088, *range(0, len(data), 4096), *(s.offset for s in sections), *(s.offset + s.size_bytes for s in sections)}
+    lengths = {length + by for length in borders for by in (-1, 0, 1)} - {len(data)}
+
+    for length in sorted(length for length in lengths if 0 <= length < len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(ArchiveError, match=r"copy (it|incomplete)"):
+            PackedShard.open(tmp_path, NAME)
+
+
+def test_a_longer_file_is_no_other_shard(tmp_path: Path) -> None:
+    """A page behind the end changes nothing that a shard says, and is seen by the archive."""
+    path = small(tmp_path)
+    whole, data = answer(path), path.read_bytes()
+
+    path.write_bytes(data + bytes(4096))
+
+    assert answer(path) == whole
+
+
+NUMBERS = st.one_of(
+    st.sampled_from(
+        [
+            0,
+            1,
+            2,
+            3,
+            255,
+            256,
+            257,
+            4095,
+            4096,
+            8192,
+            12288,
+            16384,
+            1 << 24,
+            (1 << 32) - 1,
+            1 << 32,
+            (1 << 34) - 4,
+            1 << 63,
+            (1 << 64) - 4096,
+        ]
+    ),
+    st.integers(0, (1 << 64) - 1),
+)
+
+
+@settings(max_examples=300)
+@given(changes=st.dictionaries(st.sampled_from([*range(8, 160, 2)]), st.tuples(st.sampled_from("BHIQ"), NUMBERS), min_size=1, max_size=5))
+@example(changes={128: ("Q", (1 << 64) - 4096), 136: ("Q", 8192)})
+def test_random_headers_are_refused_or_safe(tmp_path_factory: pytest.TempPathFactory, changes: dict[int, tuple[str, int]]) -> None:
+    """Random fields under a right hash: refused by name, or all that is mapped lies in the file, and verifying it ends."""
+    path = small(tmp_path_factory.mktemp("random"))
+    text = bytearray(path.read_bytes())
+    for at, (code, number) in changes.items():
+        struct.pack_into(f"<{code}", text, at, number % (1 << 8 * struct.calcsize(code)))
+    path.write_bytes(hashed(bytes(text)))
+
+    try:
+        header = ShardHeader.parse(path.read_bytes()[:4096], len(text))
+    except ShardHeaderError:
+        header = None
+    try:
+        answer(path)
+        refusal = str(path)
+    except ArchiveError as error:
+        refusal = str(error)
+
+    assert str(path) in refusal
+    if header is None:
+        assert refusal.startswith(f"{path}: ")
+        return
+    spare = {header.payload: 256}
+    places = [(s.offset, s.offset + s.size_bytes + spare.get(s, 0)) for s in (header.orders, header.rows, header.payload)]
+    assert all(4096 <= first <= last <= len(text) for first, last in places)
+    assert all(last <= first for (_, last), (first, _) in itertools.pairwise(sorted(places)))
+
+
+@pytest.mark.parametrize(
+    ("at", "text", "message"),
+    [
+        (0, b"\x00", "no packed shard"),
+        (8, struct.pack("<H", 2), r"version 2\.0 .*upgrade"),
+        (8, struct.pack("<H", 0), r"version 0\.0"),
+        (12, struct.pack("<I", 4), "features 0x4.*upgrade"),
+        (21, b"\x04", r"2\^4 nonzeros"),
+        (4088, b"\x00\x01", "does not match its hash"),
+    ],
+)
+def test_headers_of_others_are_refused_by_name(tmp_path: Path, at: int, text: bytes, message: str) -> None:
+    """What is no shard of version 1 is refused, and the error says why."""
+    path = small(tmp_path)
+    data = path.read_bytes()
+    data = data[:at] + text + data[at + len(text) :]
+    path.write_bytes(data if at == 4088 else hashed(data))
+
+    with pytest.raises(ArchiveError, match=message):
+        PackedShard.open(tmp_path, NAME)
+
+
+def test_a_higher_minor_version_opens(tmp_path: Path) -> None:
+    """A minor version above ours, and features that a reader may ignore, are read on at."""
+    path = small(tmp_path)
+    whole, data = answer(path), path.read_bytes()
+
+    path.write_bytes(hashed(data[:10] + struct.pack("<HII", 7, 0, 0xFFFF) + data[20:]))
+
+    assert answer(path) == whole
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory", "empty", "text"])
+def test_what_is_no_shard_is_refused(tmp_path: Path, kind: str) -> None:
+    """No file, a directory, an empty file and a text are refused by name."""
+    path = tmp_path / NAME
+    {"missing": lambda: None, "directory": path.mkdir, "empty": path.touch, "text": lambda: path.write_text("x" * 9000)}[kind]()
+
+    with pytest.raises(MissingFileError if kind == "missing" else ArchiveError, match=re.escape(str(path))):
+        PackedShard.open(tmp_path, NAME)
