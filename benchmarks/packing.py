@@ -26,8 +26,9 @@ from scdl_gpu.convert.block import ahead
 from scdl_gpu.pack import pack, unpack
 from scdl_gpu.pack.canonical import Canon
 from scdl_gpu.pack.encode import Encoder
-from scdl_gpu.pack.gene_orders import learn
+from scdl_gpu.pack.gene_orders import Size, learn
 from scdl_gpu.pack.sample import sample
+from scdl_gpu.pack.series import SHARD_BYTES
 
 
 def made_up(rows: int, genes: int, per_row: int) -> sp.csr_matrix:
@@ -47,7 +48,7 @@ def encoding(path: Path) -> Callable[[], None]:
     """Return what encodes all rows of a raw archive and drops the words."""
     archive, matrix = open_archive(path)
     canon = Canon(str(path), matrix.shape[1], archive.data.dtype)
-    ranks = learn(sample([matrix], [canon]), matrix.shape[1]).ranks
+    ranks = learn(sample([matrix], [canon]), matrix.shape[1], Size(archive.nnz, SHARD_BYTES)).ranks
 
     def run() -> None:
         for piece in Encoder(canon, ranks, None).pieces(ahead(matrix.blocks(path))):

@@ -26,7 +26,7 @@ from scdl_gpu.errors import SourceError
 from scdl_gpu.kernels.packed import source_code
 from scdl_gpu.pack.canonical import Canon
 from scdl_gpu.pack.encode import Encoder
-from scdl_gpu.pack.gene_orders import GeneOrders, learn, learn_groups
+from scdl_gpu.pack.gene_orders import GeneOrders, Size, learn, learn_groups
 from scdl_gpu.pack.origin import Origin, Wanted, opened, spooled
 from scdl_gpu.pack.record import Record, clean, resumed
 from scdl_gpu.pack.report import Report, report_of
@@ -115,11 +115,10 @@ class _Packing:
 
     def _learnt(self, matrices: Sequence[Matrix]) -> GeneOrders:
         rows = sample(matrices, self._canons)
+        size = Size(sum(matrix.estimated_nnz for matrix in matrices), self._options.shard_bytes)
         if self._groups is None:
-            return learn(rows, self._n_vars, reorder_var=self._options.reorder_var)
-        codes, names = self._groups
-        nnz = sum(matrix.estimated_nnz for matrix in matrices)
-        return learn_groups(rows, self._n_vars, codes, names, shard_bytes=self._options.shard_bytes, nnz=nnz)
+            return learn(rows, self._n_vars, size, reorder_var=self._options.reorder_var)
+        return learn_groups(rows, self._n_vars, *self._groups, size)
 
     def _check_space(self, path: Path, orders: GeneOrders, record: Record) -> None:
         nnz = sum(origin.matrix.estimated_nnz for origin in self._origins)

@@ -6,7 +6,7 @@ LEAST_GAIN on the other half: an order always fits the rows that it was learnt o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ MOST_ORDERS = 256
 MOST_TABLE_BYTES = 64 << 20
 """Of all orders of an archive: a reader keeps at most 256 MiB of them, over all archives that it has open."""
 LEAST_GAIN = 0.03
+MEASURED_ROWS = 512
+"""Rows of a sample that are packed to see how many bytes they take."""
 ROW_BYTES = ENTRY.itemsize
 
 
@@ -67,20 +69,35 @@ class GeneOrders:
         return (None,) if self.is_var_order else self.tables
 
 
-def learn(sample: Sample, n_vars: int, *, reorder_var: bool = False) -> GeneOrders:
-    """Learn one order for all rows."""
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is packed, about: nonzeros of all rows, and what a shard aims at."""
+
+    nnz: int
+    shard_bytes: int
+
+    def table_bytes(self, n_vars: int, each: float) -> float:
+        """Bytes of a table in every shard, where a nonzero takes `each`."""
+        return (1 + each * self.nnz // self.shard_bytes) * n_vars * _entry_bytes(n_vars)
+
+
+def learn(sample: Sample, n_vars: int, size: Size, *, reorder_var: bool = False) -> GeneOrders:
+    """Learn one order for all rows; the identity, where a table would cost more bytes than it saves."""
     counts = _counts(sample, n_vars, np.zeros(sample.rows.size, np.uint8), 1)
     table = _table(_by_cells(counts[0], np.arange(n_vars)))
-    found = GeneOrders((table,), n_vars, 0.0, is_var_order=reorder_var and table is not None)
-    return GeneOrders((table,), n_vars, bytes_per_nonzero(sample, found), is_var_order=found.is_var_order)
+    found, plain = (GeneOrders((one,), n_vars, bytes_per_nonzero(sample, (one,), n_vars)) for one in (table, None))
+    if reorder_var:
+        return replace(found, is_var_order=table is not None)
+    saved = size.nnz * (plain.bytes_per_nonzero - found.bytes_per_nonzero)
+    return found if saved > size.table_bytes(n_vars, found.bytes_per_nonzero) else plain
 
 
-def learn_groups(sample: Sample, n_vars: int, codes: NDArray[np.int64], names: Sequence[str], *, shard_bytes: int, nnz: int) -> GeneOrders:
+def learn_groups(sample: Sample, n_vars: int, codes: NDArray[np.int64], names: Sequence[str], size: Size) -> GeneOrders:
     """Learn an order for each group of rows, and keep those that pay; where they do not pay in all, one order for all rows.
 
-    codes: (n_rows,) the group of each row, -1: none; names: of the groups. nnz: of all rows.
+    codes: (n_rows,) the group of each row, -1: none; names: of the groups.
     """
-    common = learn(sample, n_vars)
+    common = learn(sample, n_vars, size)
     most = min(MOST_ORDERS, MOST_TABLE_BYTES // max(1, n_vars * _entry_bytes(n_vars))) - 1
     sizes = np.bincount(codes[codes >= 0], minlength=len(names))
     tried = np.argsort(-sizes, kind="stable")[: max(0, most)]
@@ -97,14 +114,12 @@ def learn_groups(sample: Sample, n_vars: int, codes: NDArray[np.int64], names: S
     for k, group in enumerate(tried, 1):
         rows = own[is_odd] == k
         plain, better = int(before[rows].sum()), int(after[rows].sum())
-        all_bytes = common.bytes_per_nonzero * nnz * sizes[group] / codes.size
-        shards = 1 + common.bytes_per_nonzero * nnz // shard_bytes
-        gain = 1 - better / plain - shards * n_vars * _entry_bytes(n_vars) / all_bytes if plain else 0.0
+        all_bytes = common.bytes_per_nonzero * size.nnz * sizes[group] / codes.size
+        gain = 1 - better / plain - size.table_bytes(n_vars, common.bytes_per_nonzero) / all_bytes if plain else 0.0
         gains.append(Gain(str(names[group]), int(sizes[group]), float(gain), bool(gain >= LEAST_GAIN)))
     saved = sum(gain.gain * gain.rows for gain in gains if gain.is_kept) / max(1, codes.size)
     if saved < LEAST_GAIN:
-        refused = tuple(Gain(gain.name, gain.rows, gain.gain, is_kept=False) for gain in gains)
-        return GeneOrders(common.tables, n_vars, common.bytes_per_nonzero, gains=refused, gain=saved)
+        return replace(common, gains=tuple(replace(gain, is_kept=False) for gain in gains), gain=saved)
     return _kept(sample, own, common, number[codes], gains, saved)
 
 
@@ -116,14 +131,22 @@ def _kept(
     chosen = [k for k, gain in enumerate(gains, 1) if gain.is_kept]
     kept[chosen] = np.arange(1, len(chosen) + 1)
     tables = _grouped(sample, kept[own], common.n_vars, len(chosen)).tables
-    found = GeneOrders(tables, common.n_vars, 0.0, kept[groups])
-    return GeneOrders(tables, common.n_vars, bytes_per_nonzero(sample, found), kept[groups], tuple(gains), saved)
+    each = bytes_per_nonzero(sample, tables, common.n_vars, kept[own])
+    return GeneOrders(tables, common.n_vars, each, kept[groups], tuple(gains), saved)
 
 
-def bytes_per_nonzero(sample: Sample, orders: GeneOrders) -> float:
-    """Pack a sample; return the bytes, row table included, that it takes per nonzero."""
-    groups = np.zeros(sample.rows.size, np.uint8) if orders.groups is None else orders.groups[sample.rows]
-    return float(_row_bytes(sample, orders, groups).sum()) / max(1, int(sample.indptr[-1]))
+def bytes_per_nonzero(
+    sample: Sample, tables: tuple[NDArray[Any] | None, ...], n_vars: int, groups: NDArray[np.uint8] | None = None
+) -> float:
+    """Pack some rows of a sample; return the bytes, row table included, that they take per nonzero.
+
+    groups: the table of each row of the sample; None: all have the first.
+    """
+    some = np.arange(sample.rows.size) % (1 + sample.rows.size // MEASURED_ROWS) == 0
+    few = sample.take(some)
+    orders = GeneOrders(tables, n_vars, 0.0)
+    chosen = np.zeros(few.rows.size, np.uint8) if groups is None else groups[some]
+    return float(_row_bytes(few, orders, chosen).sum()) / max(1, int(few.indptr[-1]))
 
 
 def _row_bytes(sample: Sample, orders: GeneOrders, groups: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -27,12 +27,23 @@ def grouped(tmp_path, groups, n_rows=3000, n_vars=900, *, own=True):
 
 def test_genes_are_numbered_by_cells_that_express_them(raw, stored, tmp_path):
     """The gene of most cells comes first, whatever its counts; among equals the first column does."""
-    dense = np.zeros((6, 5), "uint8")
-    dense[:3, 0], dense[:, 2], dense[:3, 3], dense[0, 4] = 9, 1, 1, 200
+    dense = np.zeros((600, 300), "uint8")
+    dense[:300, 0], dense[:, 140], dense[:300, 210], dense[:100, 280] = 9, 1, 1, 200
 
     pack(raw(sp.csr_matrix(dense)), tmp_path / "packed")
 
-    assert stored(tmp_path / "packed", "uint8").orders == [[[2, 0, 3, 4, 1]]]
+    expected = [140, 0, 210, 280]
+    assert stored(tmp_path / "packed", "uint8").orders == [[[*expected, *sorted(set(range(300)) - set(expected))]]]
+
+
+def test_table_that_costs_more_than_it_saves_is_left_out(raw, stored, tmp_path):
+    """A few rows of many genes are packed in var order, without a table."""
+    dense = np.zeros((6, 300), "uint8")
+    dense[:3, 0], dense[:, 140], dense[:3, 210], dense[0, 280] = 9, 1, 1, 200
+
+    pack(raw(sp.csr_matrix(dense)), tmp_path / "packed")
+
+    assert stored(tmp_path / "packed", "uint8").orders == [[None]]
 
 
 def test_identity_has_no_table(raw, stored, tmp_path):
