@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from cells import matrix
 from emulator.device import EmulatedDevice
+from packed_cells import byte_of, flip, write_packed
 
 from scdl_gpu import convert_h5ad, placement, reader, slab
+from scdl_gpu.archive.packed import open_packed
 from scdl_gpu.archive.raw import RawArchive, open_raw
 from scdl_gpu.device import size_words
 from scdl_gpu.errors import ArchiveError, DeviceError
@@ -407,3 +410,85 @@ def test_uploads_as_late_as_a_stream_may_make_them(device: EmulatedDevice) -> No
     assert (done, event.is_done()) == (False, True)
     assert there[:4].tolist() == [2] * 4
     assert device.empty((2, 3), torch.bfloat16).shape == (2, 3)
+
+
+# Packed parts
+
+PACKED = np.dtype([("payload", "u8"), ("words", "u8"), ("source", "u4"), ("reserved", "u4")])
+PACKED_RANK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from emulator.device import EmulatedDevice
+from scdl_gpu import placement
+from scdl_gpu.archive.packed import open_packed
+
+placement.fill = None  # the rows are there: nothing is to be read
+archives = [open_packed(Path(sys.argv[2]))]
+device = EmulatedDevice(launcher=object())
+plan = placement.choose(archives, device, placement="pinned", host_budget=0)
+with placement.place(archives, plan, device) as placed:
+    print(plan.why, len(placed.packed_entries))
+"""
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """Give a packed archive of three shards."""
+    return write_packed(tmp_path / "packed", matrix())
+
+
+@pytest.mark.parametrize("kind", ["device", "pinned"])
+@pytest.mark.parametrize("piece", [1, 100, 1 << 20], ids=["rows", "pieces", "whole"])
+def test_packed_shards_lie_packed(
+    kind: str, piece: int, packed: Path, archive: Callable[..., RawArchive], device: EmulatedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Payloads are in place bit by bit, once for an archive that stands twice, beside raw rows; sizes are those of packed rows."""
+    monkeypatch.setattr(slab, "PIECE_ELEMENTS", piece)
+    raw, opened, again = archive(rows(70, 30)), open_packed(packed), open_packed(packed)
+    shards = [*opened.shards, None, *again.shards]
+    moved: list[int] = []
+
+    plan = choose([opened, raw, again], device, placement=kind)
+    with place([opened, raw, again], plan, device, progress=moved.append) as placed:
+        assert placed.packed_table is not None
+        table = placed.packed_table.numpy()[: PACKED.itemsize * len(shards)].view(PACKED).copy()
+        for entry, shard in zip(table, shards, strict=True):
+            if shard is not None:
+                payload = shard.payload[: shard.n_words].tobytes()
+                assert memory_at(int(entry["payload"]), len(payload)) == payload
+                assert (entry["words"], entry["source"]) == (shard.n_words, 10)
+                assert entry["payload"] % 128 == 0
+        assert placed.packed_entries.tobytes() == table.tobytes()
+        assert placed.entries["nnz"].tolist() == [0, 0, 0, raw.nnz, 0, 0, 0]
+
+    stored = raw.indices.nbytes + raw.data.nbytes + sum(4 * shard.n_words for shard in opened.shards)
+    assert sum(moved) == stored
+    assert stored + 256 <= plan.size_bytes < stored + 256 + 128 * 5
+    assert (device.allocated_bytes, device.pinned) == (0, {})
+
+
+def test_ranks_share_packed_rows(packed: Path, device: EmulatedDevice) -> None:
+    """A second process finds pinned payloads in memory, and reads no file."""
+    archives = [open_packed(packed)]
+
+    with place(archives, choose(archives, device, placement="pinned"), device):
+        command = [sys.executable, "-c", PACKED_RANK, str(Path(__file__).parent), str(packed)]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip().endswith("the memory that other processes hold them in 3")
+
+
+@pytest.mark.parametrize("kind", ["device", "pinned"])
+@pytest.mark.parametrize("where", ["payload", "rows"])
+def test_damaged_shards_leave_nothing(kind: str, where: str, packed: Path, device: EmulatedDevice) -> None:
+    """A row whose bytes changed, or a row table, is named with its shard, and all memory is given back."""
+    shard = open_packed(packed).shards[2]
+    flip(shard.path, byte_of(shard, 20) if where == "payload" else shard.header.rows.offset + 40)
+    archives = [open_packed(packed)]
+
+    with pytest.raises(ArchiveError, match="shard-00002.scdp: row 20 does not match" if where == "payload" else "shard-00002.scdp: "):
+        place(archives, choose(archives, device, placement=kind), device)
+
+    assert (device.allocated_bytes, device.pinned) == (0, {})
