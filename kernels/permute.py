@@ -31,14 +31,21 @@ def permute(positions, n, bits, keys, out):
     low_bits = np.uint64(bits - bits // 2)
     low_mask = (ONE << low_bits) - ONE
     high_mask = (ONE << np.uint64(bits // 2)) - ONE
-    for i in range(positions.size):
-        x = np.uint64(positions[i])
-        while True:
+    for i in range(np.uint64(positions.size)):
+        out[i] = positions[i]
+    for k in range(0, keys.size, 2):
+        a, b = keys[k], keys[k + 1]
+        for i in range(np.uint64(out.size)):  # all rows, round by round: that vectorises, a walk of each row does not
+            low, high = np.uint64(out[i]) & low_mask, np.uint64(out[i]) >> low_bits
+            high ^= scramble(low, a) & high_mask
+            low ^= scramble(high, b) & low_mask
+            out[i] = np.int64((high << low_bits) | low)
+    for i in range(np.uint64(out.size)):
+        x = np.uint64(out[i])
+        while x >= np.uint64(n):
             low, high = x & low_mask, x >> low_bits
             for k in range(0, keys.size, 2):
                 high ^= scramble(low, keys[k]) & high_mask
                 low ^= scramble(high, keys[k + 1]) & low_mask
             x = (high << low_bits) | low
-            if x < np.uint64(n):
-                break
         out[i] = np.int64(x)

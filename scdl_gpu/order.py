@@ -2,8 +2,8 @@
 
 Knows numbers of rows, ranks and steps, not data. The shuffled order is a keyed permutation (a Feistel network with
 cycle walking; docs/order.md), so 100 M rows cost no array of 800 MB, any position is found in O(1), and every rank and
-every resumed job computes the same. 32 to 52 ns a row (benchmarks/LOG.md, 2026-11-23): 1,024 rows of a batch in 37 to
-55 us, ahead of the batch.
+every resumed job computes the same. 7 to 12 ns a row (benchmarks/LOG.md, 2026-11-24): 1,024 rows of a batch in about
+10 us, ahead of the batch.
 """
 
 from collections.abc import Iterator, Mapping, Sized
@@ -79,9 +79,12 @@ class Order:
         left = max(0, self.n_rows - position)
         return left // self.step_rows if self.drop_last else -(-left // self.step_rows)
 
-    def batch(self, epoch: int, position: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return this rank's rows of the step that begins at `position`, (batch_size,) int64, and which of them are padding."""
-        positions = position + self.rank + self.world_size * np.arange(self.batch_size, dtype=np.int64)
+    def batch(self, epoch: int, position: int, count: int = 1) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return this rank's rows of the step that begins at `position`, (batch_size,) int64, and which of them are padding.
+
+        count: steps, whose batches are to follow each other in what is returned.
+        """
+        positions = position + self.rank + self.world_size * np.arange(count * self.batch_size, dtype=np.int64)
         is_padding = positions >= self.n_rows
         positions %= self.n_rows
         rows = permuted(self.seed, epoch, self.n_rows, positions) if self.shuffle else positions

@@ -4,6 +4,7 @@ Every test runs on the emulated device and, marked `gpu`, on a real one. It need
 """
 
 import logging
+import multiprocessing
 import pickle
 import random
 import re
@@ -562,6 +563,8 @@ def test_a_worker_process_is_refused(archive: Path, device: Any) -> None:
 
     with pytest.raises(RuntimeError, match="iterate it directly"):
         list(DataLoader(loader, batch_size=None, num_workers=1, multiprocessing_context="fork"))
+    for worker in multiprocessing.active_children():
+        worker.terminate()  # torch waits five seconds for one whose dataset raised at once
     with pytest.raises(RuntimeError, match="num_workers=0"):
         pickle.dumps(loader)
 

@@ -79,6 +79,28 @@ def test_permuted_follows_the_document(seed: int, epoch: int, n: int, position: 
     assert permuted(seed, epoch, n, np.array([position])).tolist() == [reference(seed, epoch, n, position)]
 
 
+@pytest.mark.parametrize("n", [1, 5, 1_025, 200_000, 2**40])
+def test_permuted_gives_many_rows_as_it_gives_one(n: int) -> None:
+    """Positions that are asked for together, repeated and in any order, walk as far as each does alone."""
+    positions = np.random.default_rng(n).integers(0, n, 300)
+
+    together = permuted(3, 1, n, positions)
+
+    assert together.tolist() == [reference(3, 1, n, position) for position in positions.tolist()]
+
+
+def test_steps_that_follow_each_other_come_at_once() -> None:
+    """Rows and marks of several steps are those of each, one after the other, the wrapping last one too."""
+    order = Order(50, 4, 9, rank=1, world_size=3)
+    steps = [order.batch(2, position) for position in range(12, 50, 12)]
+
+    rows, is_padding = order.batch(2, 12, len(steps))
+
+    np.testing.assert_array_equal(rows, np.concatenate([step[0] for step in steps]))
+    np.testing.assert_array_equal(is_padding, np.concatenate([step[1] for step in steps]))
+    assert is_padding.any()
+
+
 @pytest.mark.parametrize("n", [*range(1, 130), 1023, 1024, 1025, 4097])
 def test_permuted_is_a_permutation(n: int) -> None:
     """Every row comes exactly once."""

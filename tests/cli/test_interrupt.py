@@ -17,11 +17,10 @@ SECONDS = 60
 """Long enough for a process to start on a busy machine."""
 
 
-@pytest.fixture
-def sources(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder of four files, of a second or so each: gzipped, 6 M elements."""
-    folder = tmp_path / "in"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("in")
     counts = np.random.default_rng(1).integers(1, 9, 6_000_000).astype("float32")
     matrix = scipy.sparse.csr_matrix((counts, np.tile(np.arange(2000), 3000), np.arange(0, counts.size + 1, 2000)), shape=(3000, 2000))
     anndata.AnnData(matrix).write_h5ad(folder / "0.h5ad", compression="gzip")
