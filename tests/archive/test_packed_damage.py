@@ -5,7 +5,7 @@ import itertools
 import re
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from archive.test_packed_golden import decoded
 from archives.write_packed import Case, write_case
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from scdl_gpu.archive.packed_header import ShardHeader, ShardHeaderError
 from scdl_gpu.archive.packed_shard import PackedShard
@@ -65,14 +66,14 @@ def hashed(data: bytes) -> bytes:
     return bytes(text)
 
 
-def flip_all(folder: Path, step: int, change: Callable[[int], int]) -> None:
-    """Change every `step`th byte of the small shard, each alone; every error must name the shard, and the row whose bytes it is in."""
+def flip_all(folder: Path, places: Iterable[int], change: Callable[[int], int]) -> None:
+    """Change bytes of the small shard, each alone; every error must name the shard, and the row whose bytes it is in."""
     path = small(folder)
     data, whole = path.read_bytes(), answer(path)
     shard = PackedShard.open(folder, NAME)
     ends = shard.payload_start + 4 * shard.entries["offset"].astype(np.int64)
     missed = []
-    for at in range(step // 2, len(data), step):
+    for at in places:
         path.write_bytes(data[:at] + bytes([change(data[at])]) + data[at + 1 :])
         is_payload = ends[0] <= at < ends[-1]
         row = int(np.searchsorted(ends, at, side="right")) - 1
@@ -88,14 +89,33 @@ def flip_all(folder: Path, step: int, change: Callable[[int], int]) -> None:
 
 def test_flipped_bytes_are_named_or_harmless(tmp_path: Path) -> None:
     """One byte in 16 inverted: an error that names shard and row, or the right answer; in a row, always the error."""
-    flip_all(tmp_path, 16, lambda byte: byte ^ 0xFF)
+    flip_all(tmp_path, range(8, len(small_bytes()), 16), lambda byte: byte ^ 0xFF)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("bit", range(8))
 def test_every_flipped_bit_is_named_or_harmless(tmp_path: Path, bit: int) -> None:
-    """Every bit of the file flipped, alone: as above."""
-    flip_all(tmp_path, 1, lambda byte: byte ^ 1 << bit)
+    """Every bit of the file flipped, alone: as above. Of bytes that no section claims, bit 0 stands for all."""
+    header = PackedShard.open(small(tmp_path).parent, NAME).header
+    claimed = [(0, 200), (4080, 4096), *((s.offset, s.offset + s.size_bytes) for s in (header.orders, header.rows, header.payload))]
+    places = range(len(small_bytes())) if bit == 0 else itertools.chain(*(range(*place) for place in claimed))
+
+    flip_all(tmp_path, places, lambda byte: byte ^ 1 << bit)
+
+
+def test_two_flipped_bits_never_pass() -> None:
+    """What a flipped bit adds to the check of a row of 16,383 words is never what another takes away."""
+    words = np.random.default_rng(1).integers(0, 1 << 32, 16_383, dtype=np.uint32)[:, None]
+    factors = (2 * np.arange(words.size, dtype=np.uint32)[:, None] + np.uint32(1)) * np.uint32(0x9E3779B1)
+
+    def terms(changed: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        mixed = changed ^ factors
+        return (mixed ^ mixed >> np.uint32(16)) * factors
+
+    added = terms(words ^ np.uint32(1) << np.arange(32, dtype=np.uint32)[None, :]) - terms(words)
+
+    assert (added != 0).all()
+    assert np.intersect1d(added, np.uint32(0) - added).size == 0
 
 
 def deceive(folder: Path, step: int) -> None:
