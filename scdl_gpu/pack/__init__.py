@@ -64,7 +64,7 @@ def unpack(
     Returns the path of the archive. Raises FileExistsError where something is at `raw`; ArchiveError for a damaged archive,
     naming shard and row, a full disk, or another writer at work.
     """
-    from scdl_gpu.pack.unpack import unpack_archive
+    from scdl_gpu.pack.raw import unpack_archive
 
     unpack_archive(Path(packed), Path(raw), data_dtype=data_dtype, tolerance=tolerance, progress=progress)
     return Path(raw)

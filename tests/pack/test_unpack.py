@@ -124,3 +124,16 @@ def test_raw_archive_is_refused(raw, counts, tmp_path):
     pack(path, tmp_path / "packed")
     with pytest.raises(FileExistsError):
         unpack(tmp_path / "packed", path)
+
+
+def test_functions_are_not_hidden_by_modules():
+    """What the front door offers stays callable when every module of the folder is imported."""
+    import importlib
+    import pkgutil
+
+    import scdl_gpu.pack
+
+    for module in pkgutil.iter_modules(scdl_gpu.pack.__path__):
+        importlib.import_module(f"scdl_gpu.pack.{module.name}")
+
+    assert all(callable(getattr(scdl_gpu.pack, name)) for name in scdl_gpu.pack.__all__)
