@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from scdl_gpu.convert.frames import Frame
 
 DATA = FileNames.DATA.value
-OPENED = {"_path", "_archive", "header", "metadata", "dtypes", "_source", "_var_feature_index", "_obs_feature_index"}
+OPENED = {"_path", "_archive", "_n_rows", "header", "metadata", "dtypes", "_source", "_var_feature_index", "_obs_feature_index"}
 OPENED |= {"_sampler", "_staging", "_canonical"}
 """Attributes that opening an archive makes: a pickle opens it again."""
 

@@ -140,10 +140,11 @@ class GPUBatchLoader(IterableDataset[Batch]):
 
     def __repr__(self) -> str:
         shards, batches = self._shards, f"batches of {f'a {self._sampled.name}' if self._sampled else self._order.batch_size}"
+        order = "" if shards.gene_order == "var" else f" in {shards.gene_order} order"
         archives = f"{len(shards.archives)} archive{'s' if len(shards.archives) > 1 else ''}"
         return (
             f"GPUBatchLoader({shards.n_rows:,} rows x {shards.n_vars:,} genes, {shards.nnz:,} nonzeros in {archives}; "
-            f"{batches} as {self._output}; {self._assembler}{'; closed' if self._is_closed else ''})"
+            f"{batches} as {self._output}{order}; {self._assembler}{'; closed' if self._is_closed else ''})"
         )
 
     # Iterating

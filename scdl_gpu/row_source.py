@@ -22,17 +22,14 @@ Ints = NDArray[np.int64]
 
 
 class RowSource(Protocol):
-    """Gives rows of one archive. dtype, index_dtype: of the values and of the columns of single rows.
-
-    widest: the largest column + 1, or more where the archive says so; it may cost a pass over all columns.
-    """
+    """Gives rows of one archive. dtype, index_dtype: of the values and of the columns of single rows."""
 
     dtype: np.dtype[Any]
     index_dtype: np.dtype[Any]
 
     @property
     def widest(self) -> int:
-        """How many variables there are, where no features tell it."""
+        """How many variables there are, where no features tell it: the largest column + 1, or more where the archive says so."""
 
     def cell(self, row: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Give values and columns of row 0 <= row < n_rows as stored, read-only. Raises ArchiveError."""
@@ -75,21 +72,17 @@ class RawRows:
 
 
 class PackedRows:
-    """Rows of a packed archive, decoded when they are asked for; columns in var order."""
+    """Rows of a packed archive, decoded when they are asked for; columns in var order. widest: the number of genes."""
 
     def __init__(self, archive: PackedArchive) -> None:
         self._archive = archive
         self.dtype = archive.dtype
-        self.index_dtype = np.dtype(smallest_uint_dtype(max(0, archive.n_vars - 1)))
-
-    @property
-    def widest(self) -> int:
-        """The number of genes, which every shard knows."""
-        return self._archive.n_vars
+        self.widest = archive.n_vars
+        self.index_dtype = np.dtype(smallest_uint_dtype(max(0, self.widest - 1)))
 
     @cached_property
     def _parts(self) -> Parts:
-        return Parts([self._archive], self._archive.n_vars)
+        return Parts([self._archive], self.widest)
 
     def cell(self, row: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Decode one row."""
@@ -109,7 +102,7 @@ class PackedRows:
         """Decode rows into values of dtype `made`, and columns of dtype `index`, or of what a batch of this size has."""
         from scdl_gpu.kernels import cpu, shards
 
-        parts, n_vars = self._parts, self._archive.n_vars
+        parts, n_vars = self._parts, self.widest
         part, _, where, ends = parts.extents(rows)
         chosen = index or index_dtype(rows.size, n_vars, int(ends[-1]))
         out = Csr(ends.astype(chosen, copy=False), np.empty(int(ends[-1]), chosen), np.empty(int(ends[-1]), made))

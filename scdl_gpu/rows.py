@@ -51,7 +51,7 @@ class ArchiveRows(ArchiveTables):
         graph, file = graph_of(archive, self.neighbor_key, strict=warn) if self.load_neighbors else (None, archive.path)
         if graph is not None:
             graph.check(file, archive.n_rows)
-        self._archive = archive
+        self._archive, self._n_rows = archive, archive.n_rows
         self.header: SCDLHeader | None = archive.header
         self.metadata: dict[str, Any] = archive.metadata
         self.dtypes = archive.dtypes
@@ -76,7 +76,7 @@ class ArchiveRows(ArchiveTables):
         if isinstance(index, (bool, np.bool_)):
             raise TypeError(f"a row is an integer, not {index!r}; for the rows of a mask use rows(mask)")
         try:
-            row, n = operator.index(index), self._archive.n_rows
+            row, n = operator.index(index), self._n_rows
         except TypeError as error:
             raise TypeError(f"a row is an integer, not {index!r}; for several rows use rows(...), as in ds.rows(slice(0, 3))") from error
         if not -n <= row < n:
@@ -188,7 +188,7 @@ class ArchiveRows(ArchiveTables):
         return scipy.sparse.csr_matrix((data, csr.indices, csr.indptr), shape=(rows.size, n_vars))
 
     def _selected(self, selection: Any) -> NDArray[np.int64]:
-        n = self._archive.n_rows
+        n = self._n_rows
         if isinstance(selection, slice):
             return np.arange(*selection.indices(n), dtype=np.int64)
         chosen = np.asarray(selection)

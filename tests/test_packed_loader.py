@@ -175,6 +175,7 @@ def test_stored_order_renumbers_columns(options: dict[str, Any], where: dict[str
 
     with GPUBatchLoader([packed, packed], 32, gene_order="stored", **where, **options) as loader:
         assert loader.var_order.tolist() == ([7, 3, 39] if "var" in options else order.tolist())
+        assert " in stored order; " in repr(loader)
         for batch, expected in zip(settled(loader, where), GPUBatchLoader([raw, raw], 32, device="cpu", **options), strict=True):
             there = dense(expected.x.float())
             np.testing.assert_array_equal(dense(batch.x.float()), there if "var" in options else there[:, order])
