@@ -10,7 +10,10 @@
 #include "packed.cuh"
 
 constexpr u32 WARPS = 4;         // of a block
-constexpr u32 TEAM_WORDS = 32;   // of shared memory: STEPS + 2 * WARPS, and WARPS more for count_below
+constexpr u32 COUNT_WORDS = 28;  // of shared memory, for count_below; before these STEPS + 2 * WARPS for the team
+constexpr u32 ROW_WORDS = 32;    // for the rows at work, which spares registers
+constexpr u32 TEAM_WORDS = ROW_WORDS + WARPS * sizeof(Stored) / 4;
+static_assert(COUNT_WORDS >= STEPS + 2 * WARPS && TEAM_WORDS % 4 == 0, "words of the team");
 constexpr u64 LONG = 4096;       // nonzeros from which a row is worth the barriers of several warps
 constexpr u32 TILE = 1u << 17;   // columns that a bitmap covers: 16 KiB, and 4 KiB of counts
 
@@ -22,14 +25,14 @@ __device__ __forceinline__ Team all_warps(u32 stage_bytes) {
 
 __device__ __forceinline__ Team one_warp(u32 stage_bytes) {
     const u32 warp = threadIdx.x >> 5, own = stage_bytes / WARPS;
-    return Team{0, 1, own, warp * own / 4, stage_bytes / 4 + warp * TURNED_WORDS, 0};
+    return Team{0, 1, own, warp * own / 4, stage_bytes / 4 + warp * TURNED_WORDS, stage_bytes / 4 + WARPS * TURNED_WORDS};
 }
 
-// Fill places k, k + step, ... of a row that is damaged: the batch holds columns that exist.
-template <class Index, class Value> __device__ __forceinline__ void fill(Index* indices, Value* data, u64 k, u64 n, u32 step, u64 n_vars) {
-    for (; k < n; k += step) {
-        indices[k] = (Index)(n_vars - 1);
-        data[k] = Value{};
+// Fill what is left of a row that is damaged, from place k on: the batch holds columns that exist.
+template <class Index, class Value> __device__ __forceinline__ void fill(u64 k, u64 end, u32 step, u64 n_vars, Index* out_indices, Value* out_data) {
+    for (; k < end; k += step) {
+        out_indices[k] = (Index)(n_vars - 1);
+        out_data[k] = Value{};
     }
 }
 
@@ -38,29 +41,32 @@ __device__ __forceinline__ void decode_rows(
     const Packed* __restrict__ shards, const Order* __restrict__ orders, const i32* __restrict__ shard, const PackedRow* __restrict__ rows,
     const i32* __restrict__ slots, u64 n_rows, u64 n_vars, const Index* __restrict__ read_indptr, const Index* __restrict__ indptr,
     u32 stage_bytes, Index* __restrict__ out_indices, Value* __restrict__ out_data, i32* out_fault) {
+    DYNAMIC_SHARED(uint4, shared);
+    Stored& row = ((Stored*)((u32*)shared + stage_bytes / 4 + WARPS * TURNED_WORDS + ROW_WORDS))[threadIdx.x >> 5];
     bool is_left = false;  // this warp's row, for the block
 #pragma unroll 1
     for (u32 turn = 0; turn <= WARPS; turn++) {
         if (turn == 1 && !__syncthreads_count(is_left)) return;
         const u64 i = (u64)blockIdx.x * WARPS + (turn ? turn - 1 : threadIdx.x >> 5);
         if (i >= n_rows) continue;
-        const Stored row = find_row(shards, shard, rows, slots, read_indptr, i);
+        __syncwarp();
+        if ((threadIdx.x & 31) == 0) row = find_row(shards, shard, rows, slots, read_indptr, i);
+        __syncwarp();
         if (orders[row.order].table) continue;
         const bool is_long = row.is_there && (row.n > LONG || !one_warp(stage_bytes).holds(row));
         if (turn == 0) is_left = is_long;
         if (is_long != (turn > 0)) continue;
-        Index* indices = out_indices + (u64)indptr[row.position];
-        Value* data = out_data + (u64)indptr[row.position];
+        const u64 begin = (u64)indptr[row.position];
         if (!row.is_there) {
             if ((threadIdx.x & 31) == 0) report(out_fault, DAMAGED, row.position);
-            fill(indices, data, threadIdx.x & 31, (u64)read_indptr[i + 1] - (u64)read_indptr[i], 32, n_vars);
+            fill(begin + (threadIdx.x & 31), (u64)indptr[row.position + 1], 32, n_vars, out_indices, out_data);
             continue;
         }
         decode<4>(row, turn ? all_warps(stage_bytes) : one_warp(stage_bytes), (u32)n_vars, false, true, out_fault, [&](u32 index, u32 rank, auto number) {
             Value value;
             if (!convert(number, value)) report(out_fault, UNFITTING, row.position);
-            indices[index] = (Index)rank;
-            data[index] = value;
+            out_indices[begin + index] = (Index)rank;
+            out_data[begin + index] = value;
         });
         if (turn) __syncthreads();
     }
@@ -82,15 +88,18 @@ __device__ __forceinline__ void decode_ranked(
     u32 n_words, u64 room, Index* __restrict__ out_indices, Value* __restrict__ out_data, i32* out_fault) {
     DYNAMIC_SHARED(uint4, shared);
     const Team team = all_warps(stage_bytes);
-    const Stored row = find_row(shards, shard, rows, slots, read_indptr, blockIdx.x);
-    const Order order = orders[row.order];
+    Stored& row = *(Stored*)((u32*)shared + team.sums + ROW_WORDS);
+    Order& order = *(Order*)(&row + 1);
+    if (threadIdx.x == 0) {
+        row = find_row(shards, shard, rows, slots, read_indptr, blockIdx.x);
+        order = orders[row.order];
+    }
+    __syncthreads();
     if (order.table == 0) return;
     u32 *bitmap = (u32*)shared + team.sums + TEAM_WORDS, *below = bitmap + n_words, *columns = below + (n_words / WORDS_OF_GROUP + 3) / 4 * 4;
     Value* values = (Value*)columns;  // the values of a tile by their places, then its columns
     const bool fits = row.n <= room;
-    Index* indices = out_indices + (u64)indptr[row.position];
-    Value* data = out_data + (u64)indptr[row.position];
-    u64 done = 0;
+    u64 at = (u64)indptr[row.position];
     for (u32 tile = 0; row.is_there && tile < n_vars; tile += TILE) {
         const u32 width = min(TILE, (u32)n_vars - tile);
         u32 found = 0;
@@ -109,25 +118,27 @@ __device__ __forceinline__ void decode_ranked(
                 Value value;
                 if (!convert(number, value)) report(out_fault, UNFITTING, row.position);
                 if (fits) values[place] = value;
-                else data[done + place] = value;
+                else out_data[at + place] = value;
             });
             __syncthreads();
-            if (pass == 0) found = count_below<WARPS * 32>(bitmap, n_words / WORDS_OF_GROUP, below, bitmap - WARPS);
+            if (pass == 0) found = count_below<WARPS * 32>(bitmap, n_words / WORDS_OF_GROUP, below, (u32*)shared + team.sums + COUNT_WORDS);
         }
         if (fits) {
-            for (u32 k = threadIdx.x; k < found; k += WARPS * 32) data[done + k] = values[k];
+#pragma unroll 2
+            for (u32 k = threadIdx.x; k < found; k += WARPS * 32) out_data[at + k] = values[k];
             __syncthreads();
             with_columns_of(bitmap, below, n_words, [&](u32 place, u32 column) { columns[place] = column; });
             __syncthreads();
-            for (u32 k = threadIdx.x; k < found; k += WARPS * 32) indices[done + k] = (Index)(tile + columns[k]);
+#pragma unroll 2
+            for (u32 k = threadIdx.x; k < found; k += WARPS * 32) out_indices[at + k] = (Index)(tile + columns[k]);
         } else {
-            with_columns_of(bitmap, below, n_words, [&](u32 place, u32 column) { indices[done + place] = (Index)(tile + column); });
+            with_columns_of(bitmap, below, n_words, [&](u32 place, u32 column) { out_indices[at + place] = (Index)(tile + column); });
         }
-        done += found;
+        at += found;
         __syncthreads();
     }
     if (!row.is_there && threadIdx.x == 0) report(out_fault, DAMAGED, row.position);
-    fill(indices, data, done + threadIdx.x, (u64)read_indptr[blockIdx.x + 1] - (u64)read_indptr[blockIdx.x], WARPS * 32, n_vars);
+    fill(at + threadIdx.x, (u64)indptr[row.position + 1], WARPS * 32, n_vars, out_indices, out_data);
 }
 
 #define DECODE(index_name, Index, value_name, Value)                                                                                        \

@@ -48,20 +48,27 @@ enum Mode { SUM, LIST, PUT };
 struct Way {
     double scale;
     Order order;
-    u32 computes, log1p, position, reserved;
+    Stored row;
+    u32 computes, log1p;
+    u32 lead, end, first_tile, last_tile;  // bytes of the row and its tiles, from the multiple of 128 bytes of memory before it
+    u32 n_sums, is_listed;                 // tiles of sums; whether the row goes into the list first
 
     template <class In, class Out> __device__ __forceinline__ void put(In number, Out* at, i32* out_fault) const {
         Out value;
         bool fits = true;
-        if (computes) {
-            double scaled;
-            convert(number, scaled);
-            scaled *= scale;
-            convert(log1p ? ::log1p(scaled) : scaled, value);
+        if constexpr (!is_integer<Out>) {  // integers are not made into fractions
+            if (computes) {
+                double scaled;
+                convert(number, scaled);
+                scaled *= scale;
+                convert(log1p ? ::log1p(scaled) : scaled, value);
+            } else {
+                fits = convert(number, value);
+            }
         } else {
             fits = convert(number, value);
         }
-        if (!fits) report(out_fault, UNFITTING, position);
+        if (!fits) report(out_fault, UNFITTING, row.position);
         *at = value;
     }
 };
@@ -79,44 +86,45 @@ __device__ __forceinline__ void decode_row(
     Sums& sums = *(Sums*)((u8*)shared + team_bytes);
     Out* values = (Out*)((u8*)shared + team_bytes);
     u32* columns = (u32*)(values + room);
-    const Stored row = find_row(shards, shard, rows, slots, read_indptr, blockIdx.x);
-    if (!row.is_there && threadIdx.x == 0) report(out_fault, DAMAGED, row.position);
     Way& way = *(Way*)((u32*)shared + team.sums + STEPS + 2 * WARPS);
     if (threadIdx.x == 0) {
-        const double sum = target > 0 && row.sum != NO_SUM ? (double)row.sum : 0;
-        way = Way{sum != 0 ? target / sum : 1, orders[row.order], target > 0 || log1p, log1p, row.position, 0};
+        const Stored found = find_row(shards, shard, rows, slots, read_indptr, blockIdx.x);
+        if (!found.is_there) report(out_fault, DAMAGED, found.position);
+        const double sum = target > 0 && found.sum != NO_SUM ? (double)found.sum : 0;
+        const u32 lead = (u32)(u64)(out + (u64)found.position * width) & 127, end = lead + width * (u32)sizeof(Out);
+        const u32 n_tiles = (end + tile_bytes - 1) / tile_bytes, each = (n_tiles + gridDim.y - 1) / gridDim.y;
+        const u32 first_tile = blockIdx.y * each, last_tile = min(first_tile + each, n_tiles);
+        const u32 n_sums = target > 0 && found.sum == NO_SUM && found.n ? (n_vars + SUMMED - 1) / SUMMED : 0;
+        way = Way{sum != 0 ? target / sum : 1, orders[found.order], found, target > 0 || log1p, log1p,
+                  lead, end, first_tile, last_tile, n_sums, last_tile > first_tile + 1 && found.n <= room};
     }
-    // Tiles begin at multiples of 128 bytes of memory, whatever byte the row begins at; bytes count from there.
-    const u32 lead = (u32)(u64)(out + (u64)row.position * width) & 127, end = lead + width * (u32)sizeof(Out);
-    const u32 n_tiles = (end + tile_bytes - 1) / tile_bytes, each = (n_tiles + gridDim.y - 1) / gridDim.y;
-    const u32 first_tile = blockIdx.y * each, last_tile = min(first_tile + each, n_tiles);
-    const bool is_listed = last_tile > first_tile + 1 && row.n <= room;
-    const u32 n_sums = target > 0 && row.sum == NO_SUM && row.n ? (n_vars + SUMMED - 1) / SUMMED : 0;
-    const u32 tile = is_listed ? 0 : team_bytes;
-    Mode mode = n_sums ? SUM : is_listed ? LIST : PUT;
+    __syncthreads();
+    const Stored& row = way.row;
+    const u32 tile = way.is_listed ? 0 : team_bytes;
+    Mode mode = way.n_sums ? SUM : way.is_listed ? LIST : PUT;
     bool is_staged = false;
     if (mode == SUM && threadIdx.x < 10) {
         if (threadIdx.x < 8) sums.strands[threadIdx.x] = 0;
         else (threadIdx.x == 8 ? sums.n : sums.added) = 0;
     }
-    for (u32 t = mode == PUT ? first_tile : 0; mode != PUT || t < last_tile;) {
-        const u32 first_byte = max(t * tile_bytes, lead), last_byte = min((t + 1) * tile_bytes, end);
-        const u32 first = mode == PUT ? (first_byte - lead) / (u32)sizeof(Out) : t * SUMMED;
-        const u32 last = mode == PUT ? (last_byte - lead) / (u32)sizeof(Out) : first + SUMMED;
+    for (u32 t = mode == PUT ? way.first_tile : 0; mode != PUT || t < way.last_tile;) {
+        const u32 first_byte = max(t * tile_bytes, way.lead), last_byte = min((t + 1) * tile_bytes, way.end);
+        const u32 first = mode == PUT ? (first_byte - way.lead) / (u32)sizeof(Out) : t * SUMMED;
+        const u32 size = mode == PUT ? (last_byte - first_byte) / (u32)sizeof(Out) : SUMMED;
         Out* here = (Out*)((u8*)shared + tile + (first_byte & 127));
         if (mode == PUT)
             for (u32 w = threadIdx.x; w < tile_bytes / 16; w += THREADS) shared[tile / 16 + w] = uint4{0, 0, 0, 0};
         else if (mode == SUM && threadIdx.x < SUMMED / 32)
             sums.is_there[threadIdx.x] = 0;
         __syncthreads();
-        if (mode == PUT && is_listed) {
+        if (mode == PUT && way.is_listed) {
             for (u32 k = threadIdx.x; k < row.n; k += THREADS)
-                if (columns[k] >= first && columns[k] < last) here[columns[k] - first] = values[k];
+                if (columns[k] - first < size) here[columns[k] - first] = values[k];
         } else {
             decode<1>(row, team, n_vars, is_staged, true, out_fault, [&](u32 index, u32 rank, auto number) {
                 const u32 column = way.order.column(rank, n_vars);
                 if (mode == SUM) {
-                    if (column < first || column >= last) return;
+                    if (column - first >= SUMMED) return;
                     convert(number, sums.numbers[column - first]);
                     atomicOr(sums.is_there + (column - first) / 32, 1u << (column & 31));
                     return;
@@ -125,7 +133,7 @@ __device__ __forceinline__ void decode_row(
                 if (mode == LIST) {
                     columns[index] = place;
                     if (place < width) way.put(number, values + index, out_fault);
-                } else if (place >= first && place < last) {
+                } else if (place - first < size) {
                     way.put(number, here + (place - first), out_fault);
                 }
             });
@@ -134,18 +142,18 @@ __device__ __forceinline__ void decode_row(
         __syncthreads();
         t++;
         if (mode == PUT) {
-            const u64 base = (u64)(out + (u64)row.position * width) - lead;
+            const u64 base = (u64)(out + (u64)row.position * width) - way.lead;
             write_tile<Out>((const u8*)shared + tile, base + first_byte, base + last_byte);  // a thread clears the words that it has written: no barrier
         } else if (mode == LIST) {
-            mode = PUT, t = first_tile;
+            mode = PUT, t = way.first_tile;
         } else {
             if (warp == 0) sums.add(lane);
             __syncthreads();
-            if (t < n_sums) continue;
+            if (t < way.n_sums) continue;
             const double sum = sums.total();
             if (sum != 0 && threadIdx.x == 0) way.scale = target / sum;
             __syncthreads();
-            mode = is_listed ? LIST : PUT, t = is_listed ? 0 : first_tile;
+            mode = way.is_listed ? LIST : PUT, t = way.is_listed ? 0 : way.first_tile;
         }
     }
 }

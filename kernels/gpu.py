@@ -31,8 +31,8 @@ SORT_THREADS, TILE_GENES = 256, 1 << 18
 DENSE_THREADS, TILE_BYTES, DENSE_BLOCKS = 256, 16 * 1024, 1024
 """gather_dense: a tile of 16 KiB lets many blocks share a multiprocessor; fewer rows than DENSE_BLOCKS share out their tiles."""
 
-TURNED_BYTES, STEPS = 2_304, 16
-"""Packed rows: shared memory in which a warp turns 256 nonzeros, steps of a segment of a long row."""
+TURNED_BYTES, STORED_BYTES, STEPS = 2_304, 40, 16
+"""Packed rows: shared memory in which a warp turns 256 nonzeros, bytes of a struct Stored, steps of a segment of a long row."""
 LEAST_STAGE, MOST_STAGE = 3_456, 16_384
 """Bytes of a stage: what a step of the widest blocks takes beside a segment's control bytes, and more than which would cost occupancy."""
 PACKED_TILE_GENES = 1 << 17
@@ -135,7 +135,7 @@ def decode_csr(launch, shards, orders, shard, rows, slots, read_indptr, n_vars, 
     sources = (shards.address, orders.address, _address(shard), _address(rows), _address(slots))
     outputs = (_address(out_indices), _address(out_data), _address(out_fault))
     pointers = (_address(read_indptr), _address(indptr))
-    mean, turned = nnz // n_rows, WARPS * TURNED_BYTES + 128
+    mean, turned = nnz // n_rows, WARPS * (TURNED_BYTES + STORED_BYTES) + 128
     any_identity, any_table = orders.identities
     if any_identity:
         stage_bytes = min(max(_ceil(WARPS * (3 * mean // 2 + 256), 512), LEAST_STAGE + 128), 2 * MOST_STAGE)

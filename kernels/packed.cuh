@@ -156,18 +156,19 @@ struct Team {
 
 // Some steps of a row, in the stage.
 struct Segment {
-    u32 n_steps, size;    // bytes of all steps
+    u32 n_steps;
     u32 start;            // where step `lane` begins, in bytes of the row
     u32 controls, bytes;  // where byte 0 of the row would lie in the stage
 };
 
-// Bring the steps from block `first` on into the stage; their blocks begin at byte `at` of the row. A row that the stage
-// holds is staged as a whole before. Alone, a warp takes all steps, and finds out where each begins as it comes to it.
-__device__ __forceinline__ Segment next_segment(const Stored& row, const Team& team, bool is_whole, u32 first, u32 at) {
+// Bring the steps from block `first` on into the stage; their blocks begin at byte `at` of the row, which moves on to the
+// next segment's. A row that the stage holds is staged as a whole before. Alone, a warp takes all steps, and moves `at` on
+// as it comes to them.
+__device__ __forceinline__ Segment next_segment(const Stored& row, const Team& team, bool is_whole, u32 first, u32& at) {
     DYNAMIC_SHARED(uint4, shared);
     u32* sums = (u32*)shared + team.sums;
     const u32 lane = team.lane(), n_left = (row.n + 7) / 8 - first;
-    Segment s{(n_left + 31) / 32, 0, at, (u32)row.begin & 15, (u32)row.begin & 15};
+    Segment s{(n_left + 31) / 32, at, (u32)row.begin & 15, (u32)row.begin & 15};
     if (team.n_warps > 1) s.n_steps = min(s.n_steps, STEPS);
     if (!is_whole) {
         const u64 from = row.begin + first;
@@ -193,26 +194,28 @@ __device__ __forceinline__ Segment next_segment(const Stored& row, const Team& t
         const u32 room = team.stage_bytes - CONTROL_BYTES - STAGE_SLACK;
         s.n_steps = __popc(__ballot_sync(ALL_LANES, lane < s.n_steps && upto <= room));
     }
-    s.size = __shfl_sync(ALL_LANES, upto, s.n_steps - 1);
+    const u32 size = __shfl_sync(ALL_LANES, upto, s.n_steps - 1);
     if (!is_whole) {
         const u32 from = min(at, row.end);
-        team.copy(CONTROL_BYTES, row.begin + from, row.begin + min(at + s.size, row.end));
+        team.copy(CONTROL_BYTES, row.begin + from, row.begin + min(at + size, row.end));
         s.bytes = CONTROL_BYTES + ((u32)(row.begin + from) & 15) - from;
         wait_for_copies();
     }
+    at += size;
     __syncthreads();
     return s;
 }
 
-// Give the rank with which a step begins, and move `next` on: by the step, or by those of all warps, which meet here.
-__device__ __forceinline__ u32 first_rank(const Team& team, u32 upto, u32& next, u32& round) {
+// Give the rank with which a step begins, and move `next` on: by the step, or by those of all warps, which meet here and use
+// their words in turns: k is a multiple of the number of warps, which is a power of two.
+__device__ __forceinline__ u32 first_rank(const Team& team, u32 upto, u32 k, u32& next) {
     DYNAMIC_SHARED(uint4, shared);
     u32 rank = next;
     if (team.n_warps == 1) {
         next = min(next + __shfl_sync(ALL_LANES, upto, 31), MOST_RANK);
         return rank;
     }
-    u32* sums = (u32*)shared + team.sums + STEPS + (round++ & 1) * team.n_warps;
+    u32* sums = (u32*)shared + team.sums + STEPS + (k & team.n_warps);
     if (team.lane() == 31) sums[team.warp] = min(upto, MOST_RANK);
     __syncthreads();
     for (u32 w = 0; w < team.n_warps; w++) {
@@ -236,7 +239,7 @@ __device__ __forceinline__ void decode(
     const u32* words = (const u32*)shared + team.stage;
     const bool is_whole = team.holds(row);
     if (is_whole && !is_staged && n_blocks) team.copy(0, row.begin, row.begin + row.end);
-    u32 at = n_blocks, next = 0, round = 0;
+    u32 at = n_blocks, next = 0;
     for (u32 first = 0; first < n_blocks;) {
         const Segment segment = next_segment(row, team, is_whole, first, at);
         for (u32 k = 0; k < segment.n_steps; k += team.n_warps) {
@@ -265,12 +268,12 @@ __device__ __forceinline__ void decode(
 #pragma unroll
             for (u32 i = 0; i < 8; i++) x[i] = sum += i < block.n ? x[i] + 1 : 0;
             sum = min(sum, MOST_RANK);
-            const u32 ranks_upto = running_sum(sum, lane), before = first_rank(team, ranks_upto, next, round) + ranks_upto - sum - 1;
+            const u32 ranks_upto = running_sum(sum, lane), before = first_rank(team, ranks_upto, k, next) + ranks_upto - sum - 1;
             if (next > n_vars && lane == 0) report(out_fault, DAMAGED, row.position);
 #pragma unroll
             for (u32 i = 0; i < 8; i++) ranks[lane * 9 + i] = min(before + x[i], n_vars - 1);
             const u32 values_at = place + block.gap_bytes;
-            const bool is_wide = with_values && __any_sync(ALL_LANES, block.value_bits > 8);
+            const bool is_wide = with_values && __any_sync(ALL_LANES, block.value_bits > 8 || block.is_raw);
             if (with_values && !is_wide) {
                 unpack_narrow(words, values_at, block.value_bits, x);
 #pragma unroll
@@ -297,7 +300,6 @@ __device__ __forceinline__ void decode(
             __syncwarp();
         }
         first += 32 * segment.n_steps;
-        if (team.n_warps > 1) at += segment.size;
         if (!is_whole) team.wait();
     }
 }
