@@ -1,4 +1,7 @@
-"""GPUBatchLoader over packed archives, alone and among raw ones: its batches are those of the raw archives, bit for bit."""
+"""GPUBatchLoader over packed archives, alone and among raw ones: its batches are those of the raw archives, bit for bit.
+
+On the CPU, on the emulated device and, marked `gpu`, on a real one. It needs no anndata.
+"""
 
 import logging
 import pickle
@@ -12,6 +15,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from cells import N_ROWS, N_VARS, dense, matrix, rows_of, write
+from counted import CountedGpu
 from emulator.device import EmulatedDevice
 from packed_cells import byte_of, flip, orders_of, write_packed
 from torch.utils.data import DataLoader, RandomSampler
@@ -29,7 +33,12 @@ OUTPUTS: list[dict[str, Any]] = [
     {"output": "dense", "dtype": torch.float64, "normalize_total": 1e4},
     {"output": "dense", "normalize_total": 1e4, "log1p": True, "var": VAR},
 ]
-DEVICES = ["cpu", "device", "pinned", "host"]
+PLACEMENTS = ["device", "pinned", "host"]
+EMULATED, GPU = ([(kind, placement) for placement in PLACEMENTS] for kind in ("emulated", "gpu"))
+DEVICES = [("cpu", "host"), *EMULATED, *(pytest.param(one, marks=pytest.mark.gpu) for one in GPU)]
+NEAR = [("cpu", "host"), ("emulated", "device"), pytest.param(("gpu", "device"), marks=pytest.mark.gpu)]
+NEAR_IDS = ["cpu", "emulated", "gpu"]
+"""Where kernels differ, wherever rows lie."""
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
@@ -67,11 +76,14 @@ def other(folder: Path) -> Path:
     return write(folder / "other", matrix(seed=1), seed=1)
 
 
-@pytest.fixture(params=DEVICES)
+@pytest.fixture(params=DEVICES, ids="-".join)
 def where(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
-    """Give what puts a loader on the CPU, or on the emulated device with a placement."""
+    """Give what puts a loader on the CPU, or on a device with a placement."""
     caplog.set_level(logging.ERROR)
-    return {"device": "cpu"} if request.param == "cpu" else {"device": EmulatedDevice(), "placement": request.param}
+    kind, placement = request.param
+    if kind == "cpu":
+        return {"device": "cpu"}
+    return {"device": EmulatedDevice() if kind == "emulated" else CountedGpu(), "placement": placement}
 
 
 def settled(loader: GPUBatchLoader, where: dict[str, Any]) -> Iterator[Any]:
@@ -89,7 +101,7 @@ def parts(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def bits(x: torch.Tensor) -> bytes:
     """Give the bytes of a tensor, which tell NaN and -0.0 apart."""
-    return x.contiguous().view(torch.uint8).numpy().tobytes() if x.numel() else b""
+    return x.cpu().contiguous().view(torch.uint8).numpy().tobytes() if x.numel() else b""
 
 
 def check_same(found: Any, expected: Any) -> None:
@@ -99,10 +111,10 @@ def check_same(found: Any, expected: Any) -> None:
             assert a.dtype == b.dtype
             assert a.shape == b.shape
             assert bits(a) == bits(b)
-        assert torch.equal(batch.rows, raw_batch.rows)
-        assert torch.equal(batch.is_padding, raw_batch.is_padding)
+        assert batch.rows.tolist() == raw_batch.rows.tolist()
+        assert batch.is_padding.tolist() == raw_batch.is_padding.tolist()
         assert batch.obs.keys() == raw_batch.obs.keys()
-        assert all(torch.equal(batch.obs[name].nan_to_num(-1), raw_batch.obs[name].nan_to_num(-1)) for name in batch.obs)
+        assert all(bits(batch.obs[name]) == bits(raw_batch.obs[name]) for name in batch.obs)
 
 
 @pytest.mark.parametrize("options", OUTPUTS, ids=lambda options: "-".join(map(str, options)) or "csr")
@@ -120,6 +132,7 @@ def test_batches_are_those_of_raw_archives(
         assert loader.categories["line"].tolist() == ["c", "b", "a", "unused"]
 
 
+@pytest.mark.parametrize("where", NEAR, indirect=True, ids=NEAR_IDS)
 @pytest.mark.parametrize("dtype", STORED)
 @pytest.mark.parametrize("options", [{}, {"output": "dense", "normalize_total": 1.0}], ids=["csr", "dense"])
 def test_every_stored_dtype_comes_out_as_from_raw(dtype: str, options: dict[str, Any], where: dict[str, Any], tmp_path: Path) -> None:
@@ -137,6 +150,7 @@ def test_every_stored_dtype_comes_out_as_from_raw(dtype: str, options: dict[str,
         check_same(settled(loader, where), GPUBatchLoader([raw, raw], 64, device="cpu", **options))
 
 
+@pytest.mark.parametrize("where", NEAR, indirect=True, ids=NEAR_IDS)
 @pytest.mark.parametrize(
     ("source", "made"),
     [("int8", torch.int32), ("int16", torch.int32), ("int32", torch.int32), ("int64", torch.int64), ("bool", torch.uint8)],
@@ -152,7 +166,7 @@ def test_dtypes_that_only_packed_archives_have(source: str, made: torch.dtype, w
     with GPUBatchLoader(packed, 32, **where) as loader:
         for batch in settled(loader, where):
             assert batch.x.dtype == made
-            np.testing.assert_array_equal(dense(batch.x), x[batch.rows.numpy()].toarray())
+            np.testing.assert_array_equal(dense(batch.x), x[batch.rows.cpu().numpy()].toarray())
 
 
 def test_dtypes_of_a_mixed_list_meet(tmp_path: Path) -> None:
