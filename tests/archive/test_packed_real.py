@@ -11,6 +11,7 @@ from archive.packed_reader import read_archive
 
 from scdl_gpu import convert_h5ad
 from scdl_gpu.archive.raw import open_raw
+from scdl_gpu.errors import SourceError
 from scdl_gpu.pack import pack
 
 
