@@ -90,7 +90,7 @@ def test_every_module_has_its_place() -> None:
     """architecture.md names every module of the package, those of folders in backquotes."""
     text = (DOCS / "architecture.md").read_text()
     package = DOCS.parent / "scdl_gpu"
-    tracked = [path for folder in ("archive", "convert") for path in (package / folder).glob("*.py") if path.stem != "__init__"]
+    tracked = [path for folder in ("archive", "convert", "pack") for path in (package / folder).glob("*.py") if path.stem != "__init__"]
 
     missing = sorted(f"{path.parent.name}/{path.stem}" for path in tracked if f"`{path.stem}`" not in text)
 
