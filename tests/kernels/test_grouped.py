@@ -86,7 +86,8 @@ def test_orders_are_numbered_anew(rows, ranks):
 
     assert (entries["nnz_order"] >> 24).tolist() == numbers[before["nnz_order"] >> 24].tolist()
     assert (entries["nnz_order"] & 0xFFFFFF).tolist() == (before["nnz_order"] & 0xFFFFFF).tolist()
-    table = shard_entry(np.append(words, np.zeros(64, np.uint32)), words.size, source_code("uint16"))
+    payload = np.append(words, np.zeros(64, np.uint32))
+    table = shard_entry(payload, words.size, source_code("uint16"))
     for found, is_whole in ((entries, True), (before, True), (_swapped(entries), False)):
         where, lengths = rows_of(np.append(found, np.array([(words.size, 0, 0, 0)], ENTRY)), np.arange(60))
         fault = np.full(FAULTS, NO_FAULT, np.int32)
