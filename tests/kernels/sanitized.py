@@ -1,6 +1,6 @@
 """Runs the cases on the emulator built with ASan and UBSan; the first fault ends the process.
 
-A script, for test_sanitized.py: python sanitized.py SEEDS CASE... (no case: all of them)
+A script, for test_sanitized.py: python sanitized.py SEEDS CASE... (no case: all of them, of raw and packed rows)
 """
 
 import sys
@@ -15,11 +15,14 @@ package.__path__ = [str(ROOT / "scdl_gpu")]
 sys.modules["scdl_gpu"] = package
 
 import numpy as np  # noqa: E402
-from emulator import cases  # noqa: E402
+from emulator import cases, packed_cases  # noqa: E402
 from emulator.launcher import Emulator  # noqa: E402
 from emulator.memory import HostMemory  # noqa: E402
+from emulator.packed_batches import Batch  # noqa: E402
+from emulator.packed_rows import Shard  # noqa: E402
 
 CSR = (("int32", "float32"), ("int64", "int32"), ("int32", "float16"))
+PACKED = (("float32", 1e4, True), ("float64", 0.0, False))
 DENSE = (("float32", 0.0, False), ("uint8", 0.0, False), ("bfloat16", 1e4, True), ("float64", 1.0, False))
 
 
@@ -40,11 +43,40 @@ def run(case: cases.Case, seed: int) -> int:
     return wrong
 
 
+def run_packed(case: packed_cases.Case, seed: int) -> int:
+    """Decode a case in every way; returns the number of wrong results."""
+    return len(packed_cases.wrong_results(case, HostMemory(Emulator(seed, flavour="sanitized")), PACKED))
+
+
+def run_any_bytes(seed: int) -> None:
+    """Decode rows of any bytes, short and long, which mean nothing; the payload ends with the last of them."""
+    random = np.random.default_rng(seed)
+    for is_ranked in (False, True):
+        shard = Shard("float64", 3_000, [random.permutation(3_000).astype(np.uint16) if is_ranked else None])
+        for n_bytes in (1, 4, 60, 400, 2_000, 6_000):
+            kinds = random.integers(0, 256, 4, dtype=np.uint8)
+            text = random.integers(0, 256, n_bytes, dtype=np.uint8)
+            text[: n_bytes // 3] = random.choice(kinds, n_bytes // 3)
+            shard.add_bytes(text.tobytes(), int(random.integers(1, min(3_000, 8 * n_bytes))))
+        batch = Batch([shard], [(0, row) for row in range(len(shard.entries))])
+        device = packed_cases.DeviceBatch(batch, HostMemory(Emulator(seed, flavour="sanitized")))
+        for found, _, _ in (device.csr(), device.csr("uint8", "int64")):
+            if not ((found >= 0) & (found < 3_000)).all():
+                sys.exit("a column is out of range")
+        device.dense("float32", None, 1e4, True)
+        device.dense("int16", range(0, 3_000, 7))
+        device.check()
+
+
 def main(n_seeds: int, names: list[str]) -> None:
     """Run the named cases under seeds 0..n_seeds-1."""
-    table = cases.table()
-    chosen = [table[name] for name in names] if names else list(table.values())
-    wrong = sum(run(case, seed) for case in chosen for seed in range(n_seeds))
+    raw, packed = cases.table(), packed_cases.table()
+    chosen = names or [*raw, *packed]
+    wrong = 0
+    for seed in range(n_seeds):
+        for name in chosen:
+            wrong += run(raw[name], seed) if name in raw else run_packed(packed[name], seed)
+        run_any_bytes(seed)
     if wrong:
         sys.exit(f"{wrong} results are wrong")
     sys.stdout.write(f"{len(chosen)} cases under {n_seeds} orders: no fault\n")

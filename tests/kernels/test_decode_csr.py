@@ -1,22 +1,18 @@
 """decode_csr makes of packed rows what is in them, whatever their blocks look like; the expected side is NumPy, or plain Python."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 import scipy.sparse
 from emulator import cases
 from emulator.packed_batches import Batch, placed, positions
-from emulator.packed_rows import COUNTS, GAPS, RAW_CODE, Shard, decoded, fields, padded
+from emulator.packed_blocks import cast, every_block, every_kind, fits, rows_of, values_of
+from emulator.packed_rows import Shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from scdl_gpu.kernels.packed import SOURCES, most_words
-from scdl_gpu.kernels.shards import KINDS
-
-CSR = ("float32", "int32", "uint8", "float16", "float64", "int64")
-SPECIAL = {"float16": np.uint16, "float32": np.uint32, "float64": np.uint64}
+from scdl_gpu.kernels.shards import CSR_KINDS, KINDS
 
 
 def same_bits(found: NDArray, expected: NDArray) -> None:
@@ -25,39 +21,12 @@ def same_bits(found: NDArray, expected: NDArray) -> None:
     np.testing.assert_array_equal(found.view(f"u{found.itemsize}"), expected.view(f"u{expected.itemsize}"))
 
 
-def block_row(lengths: Sequence[int], gap_code: int, value_code: int, dtype: str, random: np.random.Generator) -> tuple[bytes, int]:
-    """Make a row of blocks of these lengths, all of these codes, with the widest numbers that they hold and 2^24 genes."""
-    control, body, nnz = bytes([gap_code | value_code << 4] * len(lengths)), b"", 0
-    for length in lengths:
-        gaps = random.integers(0, min(1 << GAPS[gap_code], 1 << 16), length)
-        gaps[random.integers(length)] = (1 << GAPS[gap_code]) - 1 if GAPS[gap_code] < 24 else 1 << 22
-        if value_code == RAW_CODE:
-            width = 8 * np.dtype(dtype).itemsize
-            bits = [int(b) for b in random.integers(0, 1 << min(width, 62), length)]
-        else:
-            width = COUNTS[value_code]
-            bits = [int(b) for b in random.integers(0, 1 << width, length)]
-            bits[random.integers(length)] = min((1 << width) - 1, 2**32 - 2)  # counts end at 2^32 - 1
-        body += fields([int(gap) for gap in gaps], GAPS[gap_code]) + fields(bits, width)
-        nnz += length
-    return padded(control + body), nnz
-
-
 @pytest.mark.parametrize("gap_code", range(16))
 @pytest.mark.parametrize("dtype", ["float64", "uint32", "uint8"])
 def test_every_block(dtype: str, gap_code: int) -> None:
     """Blocks of 1 to 8 nonzeros of every gap code and value code, alone and behind a whole block."""
-    random = np.random.default_rng(gap_code)
-    shard, expected = Shard(dtype, (1 << 24) - 1), []
+    shard, expected = every_block(dtype, gap_code)
     made = "float64" if dtype == "float64" else "int64"
-    for value_code in range(16):
-        if dtype == "uint8" and COUNTS[min(value_code, 14)] > 7 and value_code != RAW_CODE:
-            continue
-        for last in range(1, 9):
-            for lengths in ((last,), (8, last)):
-                text, nnz = block_row(lengths, gap_code, value_code, dtype, random)
-                shard.add_bytes(text, nnz)
-                expected.append(decoded(text, nnz, dtype))
 
     indices, data, fault = Batch([shard], [(0, row) for row in range(len(expected))]).csr(made)
 
@@ -66,62 +35,7 @@ def test_every_block(dtype: str, gap_code: int) -> None:
     assert positions(fault) == {}
 
 
-def values_of(dtype: str, n: int, seed: int) -> NDArray:
-    """Draw nonzeros of a dtype: mostly small counts, and what is special about the dtype."""
-    random = np.random.default_rng(seed)
-    values = random.geometric(0.3, n).astype(dtype)
-    if dtype in SPECIAL:
-        info = np.finfo(dtype)
-        nans = np.array([1 | int(np.array(np.inf, dtype).view(SPECIAL[dtype]))], SPECIAL[dtype]).view(dtype)
-        extremes = [-0.0, np.inf, -np.inf, nans[0], info.max, -info.max, info.smallest_subnormal, 0.5, -1.0, 2048.0, 65504.0]
-    elif dtype == "bool":
-        extremes = [True]
-    else:
-        extremes = [np.iinfo(dtype).max, np.iinfo(dtype).min or 1, np.array(-1).astype(dtype), 100]
-    values[random.choice(n, len(extremes), replace=False)] = np.array(extremes, dtype)
-    return values
-
-
-def every_kind(dtype: str) -> Shard:
-    """Make a shard of rows of a dtype: counts of every size that it holds, and rows with raw blocks; 700 genes in an order."""
-    order = np.random.default_rng(5).permutation(700).astype(np.uint16)
-    shard = Shard(dtype, 700, [order, None])
-    most = 1 if dtype == "bool" else 2**32 if dtype in ("float32", "float64") else 65_504 if dtype[0] == "f" else int(np.iinfo(dtype).max)
-    counts = [count for k in range(33) for count in (2**k - 1, 2**k, 2**k + 1) if 1 <= count <= min(most, 2**32)]
-    for seed, (n, order_number) in enumerate([(0, 0), (5, 0), (16, 1), (333, 0), (99, 1)]):
-        columns = np.sort(np.random.default_rng(seed).choice(700, n, replace=False))
-        shard.add(columns, np.resize(np.array([c for c in counts if c < 256], dtype), n), order_number)
-        shard.add(columns, np.resize(np.array(counts).astype(dtype), n), order_number)
-        if n > 16:
-            shard.add(columns, values_of(dtype, n, seed), order_number)
-    return shard
-
-
-def rows_of(shard: Shard) -> list[tuple[list[int], NDArray]]:
-    """Decode all rows in plain Python."""
-    ends = [offset for offset, *_ in shard.entries[1:]] + [len(shard.payload) // 4]
-    return [
-        decoded(shard.payload[4 * start : 4 * end], nnz_order & 0xFFFFFF, shard.dtype, shard.orders[nnz_order >> 24])
-        for (start, nnz_order, _, _), end in zip(shard.entries, ends, strict=True)
-    ]
-
-
-def fits(values: NDArray, made: str) -> NDArray:
-    """Tell which values an integer dtype holds exactly."""
-    info = np.iinfo(made)
-    return np.array([float(v) == np.floor(float(v)) and info.min <= int(v) <= info.max if np.isfinite(v) else False for v in values], bool)
-
-
-def cast(values: NDArray, made: str) -> NDArray:
-    """Convert as NumPy does, but for NaN: float16 goes by way of float64, which makes it quiet, and narrower ones are the quiet one."""
-    with np.errstate(all="ignore"):
-        found = (values.astype(np.float64) if values.dtype == np.float16 != made else values).astype(made)
-    if made == "float16" and values.dtype.itemsize > 2 and values.dtype.kind == "f":
-        found[np.isnan(values)] = np.copysign(np.float16(np.nan), found[np.isnan(values)])
-    return found
-
-
-@pytest.mark.parametrize("made", CSR)
+@pytest.mark.parametrize("made", CSR_KINDS)
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_dtype(source: str, made: str) -> None:
     """Values become what NumPy makes of them; what an integer dtype does not hold is reported with its row."""
@@ -162,7 +76,7 @@ def test_raw_and_packed_rows_are_the_same(source: str) -> None:
     )  # fmt: skip
     case = cases.Case("the same rows", 700, (stored,), np.array([(0, row) for row in range(len(rows))]))
 
-    for made in CSR:
+    for made in CSR_KINDS:
         indices, data, fault = Batch([shard], [(0, row) for row in range(len(rows))]).csr(made)
         raw_indices, raw_data, raw_fault = cases.csr_by_cpu(case, "int32", made)
         np.testing.assert_array_equal(indices, raw_indices)

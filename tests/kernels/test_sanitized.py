@@ -9,12 +9,16 @@ import pytest
 from emulator import build
 
 HERE = Path(__file__).parent
-FEW = ["hundreds of rows of no to three elements", "unsorted columns", "shards of four dtypes, one unsorted read in address order"]
+FEW = [
+    "hundreds of rows of no to three elements", "unsorted columns", "shards of four dtypes, one unsorted read in address order",
+    "identity: ragged rows", "ranked: ragged rows", "three shards, several orders, read in another order",
+    "ranked: the last row, of raw doubles", "identity: long rows of raw doubles",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("seeds", "names", "cases"),
-    [pytest.param(2, FEW, 3, id="few"), pytest.param(4, [], 17, id="all", marks=pytest.mark.exhaustive)],
+    [pytest.param(2, FEW, 8, id="few"), pytest.param(4, [], 38, id="all", marks=pytest.mark.exhaustive)],
 )
 def test_sanitizers_see_nothing(seeds: int, names: list[str], cases: int) -> None:
     """Every kernel over the named cases, in buffers of exactly their size."""
