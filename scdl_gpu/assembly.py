@@ -4,7 +4,8 @@ Knows shards, kernels and torch, not epochs. One thread makes a whole batch: thr
 who asks for them, since splitting each would wake them all for 100 us of work.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -73,6 +74,12 @@ class Output:
             lut = lut[shards.numbers]
         width = shards.n_vars if genes is None else int(genes.size)
         return cls(kind, chosen, width, lut, normalize_total or 0.0, log1p)
+
+    def row_bytes(self, shards: Shards) -> int:
+        """Return how much memory a row of a batch takes, on average."""
+        if self.kind == "dense":
+            return max(1, self.width * self.dtype.itemsize)
+        return max(1, shards.nnz // max(1, shards.n_rows) * (4 + self.dtype.itemsize))
 
     def __str__(self) -> str:
         scaled = (f", normalised to {self.target:g}" if self.target else "") + (", log1p" if self.log1p else "")
@@ -145,6 +152,15 @@ class CpuAssembler:
         """Make the batch: here it is the threads ahead that do."""
         obs = {name: torch.from_numpy(values) for name, values in wanted.obs.items()}
         return Made(self.gather(wanted.rows), torch.from_numpy(wanted.rows), obs, torch.from_numpy(wanted.is_padding))
+
+    def prepare_run(self, wanted: Wanted, sizes: Sequence[int]) -> list[Made]:
+        """Make batches of `sizes` rows that follow each other in `wanted`, as one. A batch that is kept keeps the memory of all."""
+        made = self.prepare(wanted)
+        obs = {name: values.split(list(sizes)) for name, values in made.obs.items()}
+        parts = zip(_cut(made.x, sizes), made.rows.split(list(sizes)), made.is_padding.split(list(sizes)), strict=True)
+        return [
+            Made(x, rows, {name: values[k] for name, values in obs.items()}, is_padding) for k, (x, rows, is_padding) in enumerate(parts)
+        ]
 
     def make(self, prepared: Made) -> Made:
         """Hand on what is made."""
@@ -219,6 +235,22 @@ class CpuAssembler:
 
     def __repr__(self) -> str:
         return f"on the cpu, {self.threads} threads, {self._where}"
+
+
+def _cut(x: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
+    """Cut a batch into batches of `sizes` rows, which share its memory but for row pointers."""
+    if x.layout != torch.sparse_csr:
+        return list(x.split(list(sizes)))
+    indptr, width = x.crow_indices().numpy(), x.shape[1]
+    bounds = [0, *itertools.accumulate(sizes)]
+    lengths = np.diff(indptr[bounds]).tolist()
+    parts = zip(itertools.pairwise(bounds), x.col_indices().split(lengths), x.values().split(lengths), strict=True)
+    return [
+        torch.sparse_csr_tensor(
+            torch.from_numpy(indptr[start : stop + 1] - indptr[start]), indices, values, (stop - start, width), check_invariants=False
+        )
+        for (start, stop), indices, values in parts
+    ]
 
 
 def check_index(nnz: int, index: np.dtype[Any]) -> None:

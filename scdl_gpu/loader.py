@@ -1,8 +1,9 @@
 """GPUBatchLoader: shuffled training batches, assembled where they are needed.
 
 Knows the order of batches and who is waiting for them; what assembles a batch is the backend's, where rows lie is
-placement's. On the CPU whole batches are assembled ahead, one a thread: splitting each batch over the threads instead
-would wake them all for 100 us of work.
+placement's. On the CPU whole batches are assembled ahead, in other threads: splitting each batch over the threads instead
+would wake them all for 100 us of work. Of small batches a run is assembled as one, and cut: otherwise what Python and the
+threads do for each would take as long as the kernel.
 """
 
 import itertools
@@ -10,11 +11,11 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from scdl_gpu.archive.packed import open_archive
 from scdl_gpu.archive.parts import Archive
-from scdl_gpu.assembly import Assembler, Output, Wanted
+from scdl_gpu.assembly import Assembler, CpuAssembler, Output, Wanted
 from scdl_gpu.batch import Batch
 from scdl_gpu.cuda_assembly import STAYS, assembler_for
 from scdl_gpu.device import Device
@@ -33,9 +34,25 @@ from scdl_gpu.rows import ArchiveRows
 from scdl_gpu.sampler import SampledOrder, Step
 from scdl_gpu.shards import Shards
 
+RUN_BYTES = 8 << 20
+"""Small batches of about so many bytes together are one run (benchmarks/LOG.md, 2026-11-24)."""
 Source = ArchiveRows | str | os.PathLike[str]
-Item = TypeVar("Item")
 Made = TypeVar("Made")
+
+
+class Run(NamedTuple):
+    """Batches that follow each other and are made as one: their rows, which are padding, sizes, and the position after each."""
+
+    rows: NDArray[np.int64]
+    is_padding: NDArray[np.bool_]
+    sizes: list[int]
+    positions: list[int]
+
+    def parts(self) -> Iterator["Run"]:
+        """Give each batch as a run of its own."""
+        starts = itertools.accumulate(self.sizes, initial=0)
+        for start, size, position in zip(starts, self.sizes, self.positions, strict=False):
+            yield Run(self.rows[start : start + size], self.is_padding[start : start + size], [size], [position])
 
 
 class GPUBatchLoader(IterableDataset[Batch]):
@@ -55,7 +72,8 @@ class GPUBatchLoader(IterableDataset[Batch]):
     drop_last: leave out the last, incomplete step; otherwise it wraps around and `is_padding` marks what repeats.
     rank, world_size: of torch.distributed where it is initialised.
     placement: "auto", "device", "pinned" or "host"; windows: False: all rows must be resident; memory_budget,
-        host_budget: bytes or fractions of what is free. prefetch: batches made ahead, beyond one a thread.
+        host_budget: bytes or fractions of what is free. prefetch: batches made ahead, beyond what each thread is making:
+        one batch, or on the CPU as many small ones as 8 MiB hold, which then share that memory.
 
     Iterating starts the epoch set by `set_epoch`, else the next one, 0 first. `len` is the number of batches of an epoch.
     Use it as it is, or through `DataLoader(loader, batch_size=None)`. Worker processes get a copy at the start of each
@@ -166,9 +184,9 @@ class GPUBatchLoader(IterableDataset[Batch]):
         if self._place_of is not None:  # the place is where this worker's own next batch begins
             first = 0
         epoch, start = self._place.begin()
-        steps = self._steps(epoch, start, first, stride, seed=None if worker is None else worker.seed - worker.id)
+        runs = self._runs(epoch, start, first, stride, seed=None if worker is None else worker.seed - worker.id)
         self._assembler.check()
-        with closing(self._made(steps, alone=worker is not None)) as batches:
+        with closing(self._made(runs, alone=worker is not None)) as batches:
             for batch, position in batches:
                 self._place.advance(position)
                 self._place_of = worker_of
@@ -177,35 +195,48 @@ class GPUBatchLoader(IterableDataset[Batch]):
         self._place.finish()
         self._place_of = None
 
-    def _steps(self, epoch: int, start: int, first: int, stride: int, *, seed: int | None) -> Iterator[Step]:
-        """Give rows, padding marks and the position after each step that this iteration makes.
+    def _runs(self, epoch: int, start: int, first: int, stride: int, *, seed: int | None) -> Iterator[Run]:
+        """Give the batches that this iteration makes, in runs of those that are made as one.
 
         start: rows that are consumed; first, stride: which of the steps left are this worker's. In a worker the position is
         where its own next step begins. seed: what all workers have in common.
         """
+        is_one = stride > 1 or self._assembler.is_cuda
+        n_rows = 1 if is_one else max(1, RUN_BYTES // self._output.row_bytes(self._shards))
         if self._sampled is not None:
-            yield from self._sampled.steps(start, first, stride, seed=seed)
+            yield from _joined(self._sampled.steps(start, first, stride, seed=seed), n_rows)
             return
         order = self._order
-        for step in range(first, order.steps(start), stride):
-            position = start + step * order.step_rows
-            rows, is_padding = order.batch(epoch, position)
-            yield rows, is_padding, position + stride * order.step_rows
+        n_steps, size = order.steps(start), order.batch_size
+        length = max(1, n_rows // size)
+        for step in range(first, n_steps, length * stride):
+            position, count = start + step * order.step_rows, min(length, n_steps - step)
+            positions = [position + (k + 1) * stride * order.step_rows for k in range(count)]
+            yield Run(*order.batch(epoch, position, count), [size] * count, positions)
 
-    def _made(self, steps: Iterator[Step], *, alone: bool) -> Generator[tuple[Batch, int], None, None]:
-        """Make the batches of `steps`, ahead of who asks, in their order; `alone` in a worker process, which is ahead itself."""
+    def _made(self, runs: Iterator[Run], *, alone: bool) -> Generator[tuple[Batch, int], None, None]:
+        """Make the batches of `runs`, ahead of who asks, in their order; `alone` in a worker process, which is ahead itself."""
         if alone:
-            yield from (self._finish(*self._prepare(step)) for step in steps)
+            for run in runs:
+                yield from map(self._finish, self._prepare(run), run.positions)
             return
         threads = self._assembler.threads
         with ThreadPoolExecutor(threads, thread_name_prefix="scdl-batch") as pool:
-            for prepared in _ahead(pool, self._prepare, steps, threads + self._prefetch):
-                yield self._finish(*prepared)
+            for run, future in _ahead(pool, self._prepare, runs, threads, self._prefetch):
+                if future.exception() is None:
+                    prepared = future.result()
+                    for position in run.positions:
+                        yield self._finish(prepared.popleft(), position)  # not kept here, so that its memory is used again
+                else:  # once more, one by one, so that the error comes after the batches before it
+                    for part in run.parts():
+                        yield self._finish(self._prepare(part)[0], part.positions[0])
 
-    def _prepare(self, step: Step) -> tuple[Any, int]:
+    def _prepare(self, run: Run) -> deque[Any]:
         """Do what threads may do ahead: on the CPU the gather itself."""
-        rows, is_padding, position = step
-        return self._assembler.prepare(Wanted(rows, is_padding, self._obs.of(rows))), position
+        wanted = Wanted(run.rows, run.is_padding, self._obs.of(run.rows))
+        if len(run.sizes) == 1 or not isinstance(self._assembler, CpuAssembler):
+            return deque([self._assembler.prepare(wanted)])
+        return deque(self._assembler.prepare_run(wanted, run.sizes))
 
     def _finish(self, prepared: Any, position: int) -> tuple[Batch, int]:
         """Make the batch, on a GPU without a wait."""
@@ -291,14 +322,42 @@ def _check_samplers(sampler: Any, batch_sampler: Any, *, batch_size: int, shuffl
         raise ValueError("sampler excludes shuffle=True: it decides the order")
 
 
-def _ahead(pool: ThreadPoolExecutor, make: Callable[[Item], Made], items: Iterator[Item], depth: int) -> Iterator[Made]:
-    """Make things in the pool's threads, `depth` at a time, and give them in order; what was begun is finished on leaving."""
-    pending: deque[Future[Made]] = deque(pool.submit(make, item) for item in itertools.islice(items, depth))
+def _joined(steps: Iterator[Step], n_rows: int) -> Iterator[Run]:
+    """Join steps that follow each other, as many as hold `n_rows` together, one at least."""
+    steps = iter(steps)
+    held = next(steps, None)
+    while held is not None:
+        joined, size = [held], held[0].size
+        while (held := next(steps, None)) is not None and size + held[0].size <= n_rows:
+            joined.append(held)
+            size += held[0].size
+        rows, is_padding, positions = zip(*joined, strict=True)
+        yield Run(np.concatenate(rows), np.concatenate(is_padding), [part.size for part in rows], list(positions))
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, make: Callable[[Run], Made], runs: Iterator[Run], threads: int, prefetch: int
+) -> Generator[tuple[Run, Future[Made]], None, None]:
+    """Make runs in the pool's threads, one a thread and `prefetch` batches more; give them, made, in their order.
+
+    What was begun is finished on leaving.
+    """
+    pending: deque[tuple[Run, Future[Made]]] = deque()
+
+    def begin() -> None:
+        while sum(len(run.sizes) for run, _ in itertools.islice(pending, threads, None)) < prefetch or len(pending) < threads:
+            run = next(runs, None)
+            if run is None:
+                return
+            pending.append((run, pool.submit(make, run)))
+
     try:
+        begin()
         while pending:
-            made = pending.popleft().result()
-            pending.extend(pool.submit(make, item) for item in itertools.islice(items, 1))
-            yield made
+            run, future = pending.popleft()
+            wait([future])
+            begin()
+            yield run, future
     finally:
-        for future in pending:
+        for _, future in pending:
             future.cancel()

@@ -472,6 +472,20 @@ def test_a_state_after_the_last_batch_has_nothing_left(archive: Path) -> None:
     assert rows_of(resumed) == rows_of_order(Order(N_ROWS, 60), 1)
 
 
+@pytest.mark.parametrize("after", range(11))
+def test_a_state_between_batches_of_a_run_resumes(archive: Path, after: int) -> None:
+    """Where batches are made many at once, a state still stands between any two of them."""
+    order = rows_of_order(Order(N_ROWS, 10, 4), 0)
+    loader, resumed = (GPUBatchLoader(archive, 10, seed=4, device="cpu") for _ in range(2))
+    batches = iter(loader)
+    for _ in range(after):
+        next(batches)
+
+    resumed.load_state_dict(loader.state_dict())
+
+    assert rows_of(resumed) == order[10 * after :]
+
+
 def test_leaving_early_goes_on_with_the_next_epoch(archive: Path) -> None:
     """An epoch that was left is over: the next iteration is the next epoch from its beginning."""
     loader = GPUBatchLoader(archive, 10, device="cpu")
@@ -494,6 +508,48 @@ def test_what_a_thread_meets_is_raised_in_its_place(archive: Path, recwarn: pyte
     assert [batch.rows.tolist() for batch in served] == batches[:10]
     assert threading.active_count() <= before
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("output", ["csr", "dense"])
+def test_small_batches_of_any_sizes_are_what_they_would_be_alone(archive: Path, output: str) -> None:
+    """Batches that are made as one, of whatever sizes, empty ones too, have their own rows, row pointers, marks and obs."""
+    batches = [[5, 3, 3], [], [102], list(range(40, 71)), [0], [], [7] * 12]
+    loader = GPUBatchLoader(archive, batch_sampler=batches, device="cpu", output=output, obs=["line"])
+
+    found = list(loader)
+
+    alone = [next(iter(GPUBatchLoader(archive, batch_sampler=[rows], device="cpu", output=output, obs=["line"]))) for rows in batches]
+    assert [batch.rows.tolist() for batch in found] == batches
+    for batch, expected in zip(found, alone, strict=True):
+        assert batch.x.shape == expected.x.shape
+        np.testing.assert_array_equal(dense(batch.x), dense(expected.x))
+        assert torch.equal(batch.obs["line"], expected.obs["line"])
+        assert batch.is_padding.shape == expected.is_padding.shape
+        if output == "csr":
+            assert batch.x.crow_indices().dtype == expected.x.crow_indices().dtype
+
+
+def test_the_last_of_a_run_wraps_alone(archive: Path) -> None:
+    """Of many batches that are made as one only the last has padding, in every rank."""
+    for rank in range(2):
+        order = Order(N_ROWS, 7, 5, rank=rank, world_size=2)
+        loader = GPUBatchLoader(archive, 7, seed=5, rank=rank, world_size=2, device="cpu")
+
+        found = [(batch.rows.tolist(), batch.is_padding.tolist()) for batch in loader]
+
+        steps = [order.batch(0, position) for position in range(0, N_ROWS, 14)]
+        assert found == [(rows.tolist(), is_padding.tolist()) for rows, is_padding in steps]
+        assert any(found[-1][1])
+
+
+def test_buffers_of_runs_are_used_again(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many small batches go by, the memory is that of the few runs under way."""
+    monkeypatch.setattr("scdl_gpu.loader.RUN_BYTES", 20 * 40 * 8)
+    loader = GPUBatchLoader(archive, 5, device="cpu", prefetch=2)
+
+    addresses = {batch.x.values().untyped_storage().data_ptr() for _ in range(20) for batch in loader}
+
+    assert len(addresses) < 20
 
 
 def test_an_archive_without_rows_has_no_batches(tmp_path: Path) -> None:

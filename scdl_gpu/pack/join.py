@@ -12,7 +12,9 @@ from scdl_gpu.archive.features import VariableFeatureIndex
 from scdl_gpu.archive.join import join_beside, joined_obs
 from scdl_gpu.archive.links import link
 from scdl_gpu.archive.packed import PackedArchive, finish_packed
+from scdl_gpu.archive.packed_shard import PackedShard
 from scdl_gpu.archive.packed_writer import ShardRecord, shard_name
+from scdl_gpu.errors import ArchiveError
 
 
 def concat_packed(archives: Sequence[PackedArchive], path: Path, *, replace: bool = False) -> None:
@@ -38,6 +40,8 @@ def concat_packed(archives: Sequence[PackedArchive], path: Path, *, replace: boo
         for shard in (shard for archive in archives for shard in archive.shards):
             name = shard_name(len(records))
             link(shard.path, staging.directory / name)
+            if PackedShard.open(staging.directory, name).digest != shard.digest:
+                raise ArchiveError(f"{shard.path} was exchanged for another shard after it was opened here; join the archives again")
             records.append(ShardRecord.of(shard)._replace(name=name))
         extra = join_beside(archives, staging.directory)
         finish_packed(staging.directory, shards=records, var=var, obs=joined_obs(archives), extra=extra)

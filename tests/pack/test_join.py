@@ -7,7 +7,9 @@ import scipy.sparse as sp
 
 from scdl_gpu.archive.packed import open_packed
 from scdl_gpu.convert import convert_h5ad
+from scdl_gpu.errors import ArchiveError
 from scdl_gpu.pack import concat, pack
+from scdl_gpu.pack.join import concat_packed
 
 
 def test_shards_are_shared(raw, counts, stored, tmp_path):
@@ -72,6 +74,20 @@ def test_other_genes_are_refused(raw, counts, tmp_path, other):
         concat([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
 
     assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_shards_that_were_exchanged_are_not_mixed_in(raw, counts, tmp_path):
+    """An archive that another one replaced after it was opened is named, and nothing is written."""
+    for name, seed in (("a", 1), ("b", 2)):
+        pack(raw(counts(20, 30, seed=seed), f"raw {name}"), tmp_path / name)
+    opened = open_packed(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "old")
+    (tmp_path / "b").rename(tmp_path / "a")
+
+    with pytest.raises(ArchiveError, match="was exchanged"):
+        concat_packed([opened, opened], tmp_path / "all")
+
+    assert not (tmp_path / "all").exists()
 
 
 def test_nothing_is_refused(tmp_path):
