@@ -213,7 +213,7 @@ def _join_npy_graphs(archives: "Sequence[Archive]", directory: Path, key: str) -
     for name, file, dtype in zip(GRAPH_FILES, flat, dtypes, strict=True):
         size = file.stat().st_size // np.dtype(dtype).itemsize
         values = np.memmap(file, dtype, mode="r") if size else np.empty(0, dtype)
-        _save_npy(directory / name, [values], (size,), np.dtype(dtype))
+        save_npy(directory / name, [values], (size,), np.dtype(dtype))
         file.unlink()
 
 
@@ -221,10 +221,10 @@ def _join_vectors(archives: "Sequence[Archive]", file: Path, key: str) -> None:
     arrays = [archive.obsm[key] for archive in archives]
     file.parent.mkdir(exist_ok=True)
     shape = (sum(array.shape[0] for array in arrays), *arrays[0].shape[1:])
-    _save_npy(file, arrays, shape, np.result_type(*(array.dtype for array in arrays)))
+    save_npy(file, arrays, shape, np.result_type(*(array.dtype for array in arrays)))
 
 
-def _save_npy(file: Path, arrays: Sequence[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def save_npy(file: Path, arrays: Sequence[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Write `arrays`, one after the other along the first axis, as one npy file, piece by piece."""
     row_bytes = max(1, int(np.prod(shape[1:])) * dtype.itemsize)
     step = max(1, COPY_BYTES // row_bytes)

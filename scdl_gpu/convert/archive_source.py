@@ -16,6 +16,7 @@ from scdl_gpu.archive.check import check_rows
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.features import ObservedFeatureIndex
 from scdl_gpu.archive.graphs import GRAPH_FILES, NEIGHBOR_DTYPES, NEIGHBOR_FILES, graph_directory, vectors_file
+from scdl_gpu.archive.join import save_npy
 from scdl_gpu.archive.raw import RawArchive, open_raw
 from scdl_gpu.archive.writer import ArrayWriter, finish
 from scdl_gpu.convert.array import MemoryArray
@@ -130,4 +131,4 @@ def _copy_extras(archive: "Archive", directory: Path) -> None:
         arrays |= dict(zip(names, (graph.indptr, graph.indices, graph.data), strict=True))
     for name, array in arrays.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        np.save(directory / name, array, allow_pickle=False)
+        save_npy(directory / name, [array], array.shape, array.dtype)
