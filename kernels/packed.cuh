@@ -299,7 +299,6 @@ __device__ __forceinline__ void decode(
             }
             __syncwarp();
         }
-        first += 32 * segment.n_steps;
-        if (!is_whole) team.wait();
+        first += 32 * segment.n_steps;  // what others still read of the stage is overwritten after the next segment's barriers
     }
 }
