@@ -152,7 +152,7 @@ class Csr:
         """Compare what was made with SciPy. Raises ValueError."""
         expected = self.batch.expected()
         found, values = self.indices[: expected.nnz].cpu().numpy(), self.data[: expected.nnz].cpu().numpy()
-        _require("CSR", self.fault, np.array_equal(found, expected.indices) and np.array_equal(values, expected.data))
+        require("CSR", self.fault, np.array_equal(found, expected.indices) and np.array_equal(values, expected.data))
 
 
 @dataclass
@@ -195,10 +195,11 @@ class Dense:
         expected = expected if self.genes is None else expected[:, self.genes]
         tolerance = {"float32": 3e-7, "bfloat16": 4e-3}[self.made] if self.target > 0 or self.log1p else 0.0
         found = self.out[: expected.shape[0]].cpu().double().numpy()
-        _require(f"dense {self.made}", self.fault, np.allclose(found, expected, rtol=tolerance, atol=0))
+        require(f"dense {self.made}", self.fault, np.allclose(found, expected, rtol=tolerance, atol=0))
 
 
-def _require(what: str, fault: torch.Tensor, is_right: bool) -> None:
+def require(what: str, fault: torch.Tensor, is_right: bool) -> None:
+    """Raise ValueError where a kernel reports faults, or its batch is not right."""
     if fault.tolist() != [shards.NO_FAULT] * shards.FAULTS:
         raise ValueError(f"{what}: the kernel reports faults {fault.tolist()}")
     if not is_right:

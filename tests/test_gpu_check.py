@@ -78,7 +78,7 @@ def test_everything_is_rehearsed(tmp_path: Path) -> None:
     for tool in SANITIZERS:
         assert ("small loader" in record["steps"][tool]["lines"][0]) == ("initcheck" not in tool), tool
     assert record["machine"]["gpu"] == "none: rehearsed on the emulator"
-    for step in ("csr", "csr variants", "dense", "pinned", "pinned dense"):
+    for step in ("csr", "csr variants", "dense", "pinned", "pinned dense", "packed csr", "packed dense", "packed pinned"):
         for result in record["steps"][step]["results"]:
             assert result["cells_per_second"] > 0
             assert result["graph_percent_of_limit"] > 0
