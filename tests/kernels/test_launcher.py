@@ -9,7 +9,7 @@ import pytest
 import torch
 from emulator import cases
 
-from scdl_gpu.kernels import gpu, source
+from scdl_gpu.kernels import gpu, packed, shards, source
 
 
 class FakeCupy:
@@ -104,6 +104,41 @@ def test_what_launches_take() -> None:
     assert launches[3][1] == (2, 31)
 
 
+@pytest.mark.parametrize("n_vars", [1, 62_710, 1 << 18, 2_000_000])
+@pytest.mark.parametrize("length", [0, 1_450, 60_000])
+def test_what_launches_of_packed_rows_take(n_vars: int, length: int) -> None:
+    """Whatever rows and genes there are, shared memory stays below what every GPU has; kernels are those that the orders need."""
+    launches: list[tuple[Any, ...]] = []
+    table, none, pointers = gpu.Table(np.empty(0), 256), np.empty(0, np.int32), np.array([0, length, 2 * length + 1])
+    rows, fault = np.zeros(2, packed.ROW), cases.no_faults()
+
+    def launch(*args: Any) -> None:
+        launches.append(args)
+
+    for tables, kernels in (([0], ["csr"]), ([1], ["csr_ranked"]), ([0, 1], ["csr", "csr_ranked"])):
+        orders = np.zeros(len(tables), packed.ORDER)
+        orders["table"] = tables
+        for made in shards.CSR_KINDS:
+            out = (np.empty(2 * length + 1, np.int64), np.empty(2 * length + 1, made), fault)
+            launches.clear()
+            gpu.decode_csr(launch, table, gpu.Table(orders, 1), none, rows, none, pointers, n_vars, pointers, shards.kind_of(made), *out)
+            assert [args[0] for args in launches] == [f"decode_{kernel}_int64_{made}" for kernel in kernels]
+            assert all(args[4] <= gpu.SHARED_BYTES for args in launches)
+    for made in ("uint8", "float32", "float64"):
+        out = np.empty((2, n_vars), made)
+        for lut in (none, np.zeros(n_vars, np.int32)):
+            target = 0.0 if made == "uint8" else 1.0
+            gpu.decode_dense(launch, table, table, none, rows, none, pointers, n_vars, lut, target, False, shards.kind_of(made), out, fault)
+            name, grid, _, args, shared_bytes = launches.pop()
+            tile_bytes = args[-4]
+            assert (name, grid[0]) == (f"decode_dense_{made}", 2)
+            assert shared_bytes <= gpu.SHARED_BYTES
+            assert tile_bytes % 128 == 0
+            assert grid[1] <= -(-(n_vars * out.itemsize + 127) // tile_bytes)
+    gpu.check_rows(launch, table, none, rows, pointers.astype(np.int32), fault)
+    assert launches[-1][:3] == ("check_rows_int32", (1, 1), (128,))
+
+
 def test_nothing_is_launched_for_nothing() -> None:
     """A batch without elements or rows starts no kernel."""
     table = gpu.Table(cases.entries_of(cases.one_shard("one", 3, [1], [0]), [(0, 0)]), 0)
@@ -111,5 +146,20 @@ def test_nothing_is_launched_for_nothing() -> None:
 
     gpu.gather_csr(None, table, ints, np.zeros(2, np.int64), ints, np.zeros(3, np.int32), 3, ints, 5, ints, empty, ints)
     gpu.gather_dense(None, table, ints, empty, ints, np.zeros(1, np.int64), 3, ints, 0.0, False, 5, np.empty((0, 3), np.float32), ints)
+    gpu.decode_csr(None, table, table, ints, ints, ints, np.zeros(1, np.int32), 3, ints, 5, ints, empty, ints)
+    gpu.decode_dense(None, table, table, ints, ints, ints, np.zeros(1), 3, ints, 0.0, False, 5, np.empty((0, 3), np.float32), ints)
+    gpu.check_rows(None, table, ints, ints, np.zeros(1, np.int32), ints)
 
     assert table.element_bytes == 5
+
+
+def test_structures_are_those_of_the_sources() -> None:
+    """The entries of tables have the bytes that the CUDA structures have, and the launchers count them alike."""
+    text = source.text("decode_csr")
+
+    assert (packed.PACKED.itemsize, packed.ROW.itemsize, packed.ORDER.itemsize) == (24, 24, 16)
+    assert "u64 payload, words;\n    u32 source, reserved;" in text
+    assert "u64 start;\n    u32 words, order, sum, check;" in text
+    assert "u64 table;\n    u32 entry_bytes, reserved;" in text
+    assert f"STEPS = {gpu.STEPS};" in text
+    assert f"TILE = 1u << {gpu.PACKED_TILE_GENES.bit_length() - 1};" in text
