@@ -135,7 +135,7 @@ def faults(bench: Any) -> Results:
         case = cases.Case("damaged", 100, (stored,), np.array([(0, 0), (0, 1), (0, 2)]))
         found, _, fault = cases.csr_by_gpu(case, memory, "int32", "int32")
         reported = [int(position) for position in fault]
-        expected = [1 if k == place else int(cases.no_faults()[0]) for k in range(3)]
+        expected = [1 if k == place else int(clean) for k, clean in enumerate(cases.no_faults())]
         _require(f"faults of {columns} {values}: {reported}", reported == expected and bool(((found >= 0) & (found < 100)).all()))
     return [{"what": "out of range, sorted and not; twice; a fraction as an integer", "checks": 4}]
 
