@@ -103,8 +103,7 @@ __device__ __forceinline__ void decode_ranked(
     for (u32 tile = 0; row.is_there && tile < n_vars; tile += TILE) {
         const u32 width = min(TILE, (u32)n_vars - tile);
         u32 found = 0;
-        for (u32 w = threadIdx.x; w < n_words; w += WARPS * 32) bitmap[w] = 0;
-        __syncthreads();
+        for (u32 w = threadIdx.x; w < n_words; w += WARPS * 32) bitmap[w] = 0;  // decode begins with a barrier
 #pragma unroll 1
         for (u32 pass = 0; pass < 2; pass++) {
             decode<2>(row, team, (u32)n_vars, tile || pass, pass == 1, out_fault, [&](u32, u32 rank, auto number) {

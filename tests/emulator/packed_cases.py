@@ -4,7 +4,8 @@ Knows shards and batches as NumPy arrays, not where a kernel runs: a `Memory` of
 back. Needs neither pytest nor torch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -130,6 +131,16 @@ class DeviceBatch:
         return self.memory.get(fault)
 
 
+@contextmanager
+def blocks_wanted(n: int) -> Iterator[None]:
+    """Let dense batches be made by fewer blocks, as if they had more rows: a block then makes several tiles of a row."""
+    before, gpu.DENSE_BLOCKS = gpu.DENSE_BLOCKS, n
+    try:
+        yield
+    finally:
+        gpu.DENSE_BLOCKS = before
+
+
 def wrong_results(case: Case, memory: Memory, ways: Sequence[tuple[str, float, bool]]) -> list[str]:
     """Decode a case by the CUDA kernels and compare: var order, stored order, row checks, dense `ways` of all genes and of some."""
     device, clean = DeviceBatch(case.batch(), memory, shift=case.shift), no_faults().tolist()
@@ -139,13 +150,14 @@ def wrong_results(case: Case, memory: Memory, ways: Sequence[tuple[str, float, b
         indices, data, fault = device.csr("float32", "int64" if stored_order else "int32", stored_order=stored_order)
         if not (np.array_equal(indices, columns) and data.tobytes() == values.tobytes() and fault.tolist() == clean):
             wrong.append(f"csr, {stored_order=}, {fault.tolist()}")
-    for genes in (None, range(case.n_vars)[::-3]):
-        for made, target, log1p in ways if case.n_vars * len(case.picks) < 1 << 22 else ():
+    for made, target, log1p in ways:
+        for genes, n_blocks in ((None, gpu.DENSE_BLOCKS), (None, 1), (range(case.n_vars)[::-3], 1)):
             expected = case.expected_dense(made, genes, target, log1p)
-            found, fault = device.dense(made, genes, target, log1p)
+            with blocks_wanted(n_blocks):
+                found, fault = device.dense(made, genes, target, log1p)
             tolerance = 3e-7 if target > 0 or log1p else 0.0
             if not np.allclose(found.view(dtype_of(made)), expected, rtol=tolerance, atol=0) or fault.tolist() != clean:
-                wrong.append(f"dense {made}, {target=}, {log1p=}, subset {genes is not None}, {fault.tolist()}")
+                wrong.append(f"dense {made}, {target=}, {log1p=}, subset {genes is not None}, {n_blocks=}, {fault.tolist()}")
     wrong += [f"check, {index}" for index in ("int32", "int64") if device.check(index).tolist() != clean]
     return wrong
 
@@ -213,6 +225,7 @@ def table() -> dict[str, Case]:
             make(f"{kind}: beyond 2^33 words", 3_000, [30, 500, 0, 77], [3, 1, 0, 2], shift=FAR, **ways),
             make(f"{kind}: repeated rows, read in order", 700, [10, 300, 0, 45], [1, 1, 3, 1, 0, 3], reading=[4, 0, 1, 3, 2, 5], **ways),
             make(f"{kind}: one row of 60,000 nonzeros", WIDE, [60_000, 3], [1, 0], **ways),
+            make(f"{kind}: long rows beside each other", 9_000, [5_000, 4_500, 3, 6_000], [0, 1, 2, 3], **ways),
             make(f"{kind}: every gene", 40_000, [40_000], [0], source="uint8", values=lambda _, n, s: np.ones(n, s), **ways),
             make(f"{kind}: wide gaps over tiles of genes", 300_000, [2_000, 9, 0, 30], [1, 3, 0, 2], source="uint32", **ways),
         ]

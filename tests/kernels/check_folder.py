@@ -1,6 +1,6 @@
 """Holds the CUDA sources of a folder to the cases, under several orders of threads; ends with 1 at the first wrong result.
 
-A script, for test_mutants.py: python check_folder.py FOLDER SEEDS. Mutants may crash the process, which is an answer too.
+A script, for test_mutants.py: python check_folder.py FOLDER SEEDS raw|packed. Mutants may crash the process, which is an answer too.
 """
 
 import sys
@@ -10,9 +10,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
 import numpy as np  # noqa: E402
-from emulator import cases  # noqa: E402
+from emulator import cases, packed_cases  # noqa: E402
 from emulator.launcher import Emulator  # noqa: E402
 from emulator.memory import HostMemory  # noqa: E402
+
+WAYS = (("float32", 0.0, False), ("float64", 1e4, True))
+"""How packed rows are made dense."""
 
 
 def is_right(case: cases.Case, memory: HostMemory) -> bool:
@@ -30,5 +33,7 @@ def is_right(case: cases.Case, memory: HostMemory) -> bool:
 if __name__ == "__main__":
     for seed in range(int(sys.argv[2])):
         memory = HostMemory(Emulator(seed, folder=Path(sys.argv[1])))
-        if not all(is_right(case, memory) for case in cases.table().values()):
+        if sys.argv[3] == "raw" and not all(is_right(case, memory) for case in cases.table().values()):
+            sys.exit(1)
+        if sys.argv[3] == "packed" and any(packed_cases.wrong_results(case, memory, WAYS) for case in packed_cases.table().values()):
             sys.exit(1)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from emulator import nvrtc
@@ -16,6 +17,7 @@ from emulator import nvrtc
 from scdl_gpu.kernels import gpu, source
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
+EVERY_RUN = ("sm_90", "sm_120")
 CUPY_OPTIONS = (*gpu.OPTIONS, "-ftz=true")
 NVRTC_OPTIONS = (*CUPY_OPTIONS, "--device-as-default-execution-space")
 """What CuPy adds to our options; NVRTC before 13.1 takes no lambda without the second."""
@@ -63,8 +65,16 @@ def report(log: str) -> dict[str, dict[str, int]]:
     return {found["name"]: {key: int(value) for key, value in found.groupdict().items() if key != "name"} for found in KERNEL.finditer(log)}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("stem", source.stems())
+def sources_and_architectures() -> list[Any]:
+    """List what is compiled; the decoders, which take long, in every run for two architectures only: the tightest, and that of an H200."""
+    return [
+        pytest.param(stem, architecture, marks=[] if stem[:6] != "decode" or architecture in EVERY_RUN else pytest.mark.exhaustive)
+        for stem in source.stems()
+        for architecture in ARCHITECTURES
+    ]
+
+
+@pytest.mark.parametrize(("stem", "architecture"), sources_and_architectures())
 def test_kernels_compile_without_spills(stem: str, architecture: str, tmp_path: Path) -> None:
     """No kernel needs a stack or spills registers, none takes more registers than 1,024 threads of a multiprocessor have."""
     if not compilers():
