@@ -120,7 +120,6 @@ class GPUBatchLoader(IterableDataset[Batch]):
         self._sampled = SampledOrder(sampler, batch_sampler, batch_size=batch_size, drop_last=drop_last) if is_sampled else None
         self._obs = Obs(self._shards, obs)
         self._place, self._is_closed = Place(), False
-        self._place_of: tuple[int, int] | None = None  # the worker, and of how many, whose place it is
         self._assembler: Assembler = assembler_for(
             self._shards,
             self._output,
@@ -178,22 +177,21 @@ class GPUBatchLoader(IterableDataset[Batch]):
         if worker is not None and self._assembler.is_cuda:
             raise RuntimeError(STAYS)
         worker_of = None if worker is None else (worker.id, worker.num_workers)
-        if self._place_of not in (None, worker_of):
-            raise ValueError(f"the state was taken in worker {self._place_of}, this is {worker_of} (number, of how many); load its own")
+        epoch, start, number = self._place.begin(worker_of)
         first, stride = worker_of or (0, 1)
-        if self._place_of is not None:  # the place is where this worker's own next batch begins
+        if self._place.worker is not None:  # the place is where this worker's own next batch begins
             first = 0
-        epoch, start = self._place.begin()
         runs = self._runs(epoch, start, first, stride, seed=None if worker is None else worker.seed - worker.id)
-        self._assembler.check()
-        with closing(self._made(runs, alone=worker is not None)) as batches:
-            for batch, position in batches:
-                self._place.advance(position)
-                self._place_of = worker_of
-                yield batch
-        self._assembler.check()
-        self._place.finish()
-        self._place_of = None
+        try:
+            self._assembler.check()
+            with closing(self._made(runs, alone=worker is not None)) as batches:
+                for batch, position in batches:
+                    self._place.advance(number, position, worker_of)
+                    yield batch
+            self._assembler.check()
+            self._place.finish(number)
+        finally:
+            self._place.leave(number)
 
     def _runs(self, epoch: int, start: int, first: int, stride: int, *, seed: int | None) -> Iterator[Run]:
         """Give the batches that this iteration makes, in runs of those that are made as one.
@@ -259,7 +257,7 @@ class GPUBatchLoader(IterableDataset[Batch]):
         state = self._order.state(self._place.epoch, self._place.position)
         if self._sampled is not None:
             state |= {"order": self._order_name(), "position": self._place.position}
-        return state | ({} if self._place_of is None else {"worker": list(self._place_of)})
+        return state | ({} if self._place.worker is None else {"worker": list(self._place.worker)})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue, at the next iteration, where `state` was taken; its seed is taken over.
@@ -269,8 +267,7 @@ class GPUBatchLoader(IterableDataset[Batch]):
         self._order.check_state(state, self._order_name())
         if self._sampled is None:
             self._order = self._order.with_seed(state["seed"])
-        self._place_of = tuple(state["worker"]) if state.get("worker") else None
-        self._place.resume(state["epoch"], state["position"])
+        self._place.resume(state["epoch"], state["position"], tuple(state["worker"]) if state.get("worker") else None)
 
     def _order_name(self) -> str:
         return self._order.name if self._sampled is None else self._sampled.name

@@ -141,39 +141,64 @@ def ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 @dataclass(slots=True)
 class Place:
-    """Where an iteration is: `position` rows of `epoch` are consumed; the next one starts `_next`, or resumes."""
+    """Where an iteration is: `position` rows of `epoch` are consumed; the next one starts `_next`, or resumes.
+
+    worker: the number of the worker process, and of how many, whose place it is; None where it is everybody's. Of several
+    iterations under way the last begun counts, and none after a place was loaded.
+    """
 
     epoch: int = 0
     position: int = 0
+    worker: tuple[int, int] | None = None
     _next: int = 0
     _resumed: bool = False
+    _begun: int = 0
+    _running: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Start `epoch` next, from its beginning; within the epoch that was resumed, nothing changes."""
+        """Start `epoch` next, from its beginning; within the epoch that was resumed, or is running, nothing changes."""
         if epoch < 0:
             raise ValueError(f"epoch is {epoch}, expected at least 0")
-        if not (self._resumed and epoch == self.epoch):
-            self.epoch, self.position, self._next, self._resumed = epoch, 0, epoch, False
+        if self._resumed and epoch == self.epoch:
+            return
+        self._next, self._resumed = epoch, False
+        if self._running is None:
+            self.epoch, self.position, self.worker = epoch, 0, None
 
-    def begin(self) -> tuple[int, int]:
-        """Begin an iteration; returns its epoch and the position it starts at."""
+    def begin(self, worker: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """Begin an iteration; returns its epoch, the position it starts at, and its number.
+
+        Raises ValueError where the place that was loaded is another worker's.
+        """
         if not self._resumed:
-            self.epoch, self.position = self._next, 0
+            self.epoch, self.position, self.worker = self._next, 0, None
+        elif self.worker not in (None, worker):
+            raise ValueError(f"the state was taken in worker {self.worker}, this is {worker} (number, of how many); load its own")
         self._resumed = False
         self._next = self.epoch + 1
-        return self.epoch, self.position
+        self._begun += 1
+        self._running = self._begun
+        return self.epoch, self.position, self._begun
 
-    def advance(self, position: int) -> None:
-        """Count rows of the epoch that were yielded."""
-        self.position = position
+    def advance(self, number: int, position: int, worker: tuple[int, int] | None = None) -> None:
+        """Count rows of the epoch that iteration `number` yielded."""
+        if number == self._running:
+            self.position, self.worker = position, worker
 
-    def resume(self, epoch: int, position: int) -> None:
+    def resume(self, epoch: int, position: int, worker: tuple[int, int] | None = None) -> None:
         """Let the next iteration begin at `position` of `epoch`."""
-        self.epoch, self.position, self._next, self._resumed = epoch, position, epoch, True
+        self.epoch, self.position, self.worker, self._next = epoch, position, worker, epoch
+        self._resumed, self._running = True, None
 
-    def finish(self) -> None:
-        """End the epoch: its end is the beginning of the next."""
-        self.epoch, self.position = self._next, 0
+    def finish(self, number: int) -> None:
+        """End the epoch of iteration `number`: its end is the beginning of the next."""
+        if number == self._running:
+            self.epoch, self.position, self.worker, self._running = self._next, 0, None, None
+
+    def leave(self, number: int) -> None:
+        """Leave an iteration, finished or not: the place stays, for a state, until another epoch is chosen or begun."""
+        if number == self._running:
+            self._running = None
 
 
 class RowSampler(Sampler[int]):
@@ -208,14 +233,17 @@ class RowSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Yield this rank's rows of an epoch, from where the loaded state was taken."""
-        epoch, start = self._place.begin()
+        epoch, start, number = self._place.begin()
         order = self._order
-        for step in range(order.steps(start)):
-            position = start + step * order.step_rows
-            for drawn, row in enumerate(order.batch(epoch, position)[0].tolist(), 1):
-                self._place.advance(position + drawn * order.world_size)
-                yield row
-        self._place.finish()
+        try:
+            for step in range(order.steps(start)):
+                position = start + step * order.step_rows
+                for drawn, row in enumerate(order.batch(epoch, position)[0].tolist(), 1):
+                    self._place.advance(number, position + drawn * order.world_size)
+                    yield row
+            self._place.finish(number)
+        finally:
+            self._place.leave(number)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where in which epoch this sampler is."""

@@ -13,6 +13,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from cells import N_ROWS, N_VARS, annotated, backwards, dense, matrix, rows_of
+from emulator.device import EmulatedDevice
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, get_worker_info
 
 from scdl_gpu import (
@@ -313,8 +314,25 @@ def test_unsorted_rows_come_out_sorted_and_duplicates_are_refused(tmp_path: Path
 
     for batch in GPUBatchLoader(path, 10, device="cpu"):
         np.testing.assert_array_equal(dense(batch.x), x[batch.rows.numpy()].toarray())
-    with pytest.raises(Exception, match="canonical"):
+    with pytest.raises(ArchiveError, match="canonical"):
         list(GPUBatchLoader(duplicates, 2, device="cpu"))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"output": "dense"}, {"output": "dense", "normalize_total": 1e4}, {"output": "dense", "var": [0], "log1p": True}],
+    ids=["csr", "dense", "normalised", "a subset"],
+)
+@pytest.mark.parametrize("columns", [[3, 3, 1, 2], [3, 1, 3, 2]])
+@pytest.mark.parametrize("device", ["cpu", "host"])
+def test_duplicates_are_refused_in_every_output(tmp_path: Path, device: str, columns: list[int], how: dict[str, Any]) -> None:
+    """A column twice, of which a dense row would keep one value, names its row wherever the CPU makes the batch."""
+    twice = sp.csr_matrix((np.array([5, 7, 2, 1], np.float32), columns, [0, 3, 4]), shape=(2, N_VARS))
+    path = convert_h5ad(twice, tmp_path / "twice", canonical=False)
+    where: dict[str, Any] = {"device": "cpu"} if device == "cpu" else {"device": EmulatedDevice(), "placement": "host"}
+
+    with pytest.raises(ArchiveError, match=r"twice: row 0 holds a column twice; .*canonical"):
+        list(GPUBatchLoader(path, 2, **where, **how))
 
 
 def test_outputs_are_not_overwritten(archive: Path) -> None:
@@ -359,6 +377,8 @@ class Telling(IterableDataset[Any]):
         worker = get_worker_info().id
         if worker in self.states:
             self.loader.load_state_dict(self.states[worker])
+            if "then" in self.states[worker]:
+                self.loader.set_epoch(self.states[worker]["then"])
         batches = iter(self.loader)
         yield worker, [], self.loader.state_dict()
         for batch in batches:
@@ -415,6 +435,58 @@ def test_a_workers_state_is_its_own(archive: Path) -> None:
         next(iter(loader))
     with pytest.raises(ValueError, match=r"taken in worker \(1, 2\), this is \(0, 2\)"):
         told(GPUBatchLoader(archive, 10, device="cpu"), 2, {0: states[1], 1: states[0]})
+
+
+def test_workers_that_stay_share_the_epoch_after_one_that_was_left(archive: Path) -> None:
+    """With persistent workers an epoch that was left early leaves nothing behind: of the next, every row comes once."""
+    loader = GPUBatchLoader(archive, 8, seed=1, device="cpu")
+    plain = DataLoader(loader, batch_size=None, num_workers=2, persistent_workers=True, multiprocessing_context="fork")
+    for _ in plain:
+        break
+
+    assert rows_of(plain) == rows_of_order(Order(N_ROWS, 8, 1), 1)
+
+
+def test_choosing_an_epoch_forgets_the_state_that_was_loaded(archive: Path) -> None:
+    """In a worker, another epoch after a loaded state begins at the worker's own share of it."""
+    states = {worker: pairs[1][1] | {"then": 3} for worker, pairs in told(GPUBatchLoader(archive, 8, device="cpu"), 2).items()}
+
+    found = told(GPUBatchLoader(archive, 8, device="cpu"), 2, states)
+
+    shares = [row for pairs in found.values() for rows, _ in pairs for row in rows]
+    assert sorted(shares) == list(range(N_ROWS))
+    assert [rows for rows, _ in found[1]][1] == permuted(0, 3, N_ROWS, np.arange(8, 16)).tolist()
+
+
+def test_choosing_an_epoch_while_one_runs_leaves_its_state(archive: Path) -> None:
+    """set_epoch during an iteration chooses the next one; the state stays in the epoch that runs, and resumes it."""
+    loader, resumed = (GPUBatchLoader(archive, 10, seed=4, device="cpu") for _ in range(2))
+    batches = iter(loader)
+    next(batches)
+    loader.set_epoch(5)
+    state = loader.state_dict()
+    next(batches)
+
+    resumed.load_state_dict(loader.state_dict())
+
+    assert (state["epoch"], state["position"]) == (0, 10)
+    assert rows_of(resumed) == rows_of_order(Order(N_ROWS, 10, 4), 0)[20:]
+    assert len(rows_of(batches)) == N_ROWS - 20
+    assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (5, 0)
+    assert rows_of(loader) == rows_of_order(Order(N_ROWS, 10, 4), 5)
+
+
+def test_loading_a_state_while_an_epoch_runs(archive: Path) -> None:
+    """What an iteration begun before still yields does not move the place that was loaded."""
+    loader = GPUBatchLoader(archive, 10, seed=4, device="cpu")
+    batches = iter(loader)
+    next(batches)
+    loader.load_state_dict(loader.state_dict() | {"epoch": 2, "position": 40})
+
+    next(batches)
+
+    assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (2, 40)
+    assert rows_of(loader) == rows_of_order(Order(N_ROWS, 10, 4), 2)[40:]
 
 
 def test_a_random_sampler_is_shared_out_over_workers(archive: Path) -> None:
