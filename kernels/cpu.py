@@ -13,7 +13,7 @@ from scdl_gpu.kernels.decode import BROKEN, NOWHERE, convert_values, decode_row,
 from scdl_gpu.kernels.lines import prefetch, settle, stream
 from scdl_gpu.kernels.packed import NO_SUM
 from scdl_gpu.kernels.pointers import OK, row_pointers
-from scdl_gpu.kernels.row import fill_zero, scale_values, scatter, select, sort_row, sum_of
+from scdl_gpu.kernels.row import fill_zero, is_distinct, scale_values, scatter, select, sort_row, sum_of
 from scdl_gpu.kernels.shards import DAMAGED, DUPLICATE, OUT_OF_RANGE, STORED, UNFITTING
 from scdl_gpu.kernels.stored import ONE, convert, copy_columns, copy_values, jit, largest_column, note, value_bytes
 
@@ -70,7 +70,11 @@ def gather_csr(shards, shard, starts, slots, read_indptr, n_vars, indptr, kind, 
 
 @jit
 def gather_dense(shards, shard, starts, slots, read_indptr, n_vars, lut, target, log1p, kind, out, out_fault):
-    """Write rows of a dense batch, each once, whole; arguments as in kernels/README.md."""
+    """Write rows of a dense batch, each once, whole; arguments as in kernels/README.md.
+
+    As in gather_csr, whether a row is sorted is seen in the row. Of a column twice a dense row has room for one only.
+    """
+    bitmap = np.zeros(0, np.uint64)
     columns, values, numbers = np.empty(0, np.int32), np.empty(0, out.dtype), np.empty(0, np.float64)
     streams = out.nbytes >= STREAM_BYTES
     apart = np.zeros(out.shape[1] if streams else 0, out.dtype)
@@ -90,6 +94,11 @@ def gather_dense(shards, shard, starts, slots, read_indptr, n_vars, lut, target,
             note(OUT_OF_RANGE, position, out_fault)
             fill_zero(out[position])
             continue
+        if not ascends:
+            if bitmap.size == 0:
+                bitmap = np.zeros(np.uint64(n_vars) // np.uint64(64) + ONE, np.uint64)
+            if not is_distinct(columns[:n], bitmap):
+                note(DUPLICATE, position, out_fault)
         if target > 0 or log1p:
             copy_values(at_values, source.kind, FLOAT64, numbers[:n])
             scale = 1.0

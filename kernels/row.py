@@ -47,6 +47,20 @@ def sort_row(row_columns, row_values, bitmap):
 
 
 @jit
+def is_distinct(columns, bitmap):
+    """Tell whether no column, each below 64 * bitmap.size, is there twice; the bitmap is zero before and after."""
+    twice = np.uint64(0)
+    for k in range(np.uint64(columns.size)):
+        column = np.uint64(columns[k])
+        word, bit = column >> np.uint64(6), ONE << (column & np.uint64(63))
+        twice |= bitmap[word] & bit
+        bitmap[word] |= bit
+    for k in range(np.uint64(columns.size)):
+        bitmap[np.uint64(columns[k]) >> np.uint64(6)] = 0
+    return twice == 0
+
+
+@jit
 def fill_zero(out):
     """Write zeros: one memset."""
     for k in range(np.uint64(out.size)):

@@ -70,6 +70,35 @@ def test_columns_twice_in_an_unsorted_row(twin: str | int) -> None:
     assert ((indices >= 0) & (indices < 100)).all()
 
 
+@pytest.mark.parametrize("is_sorted", [True, False])
+@pytest.mark.parametrize("genes", [None, np.array([50, 3]), np.array([7])], ids=["all genes", "a subset with it", "one without"])
+@pytest.mark.parametrize(("target", "log1p"), [(0.0, False), (1e4, False), (0.0, True)])
+@pytest.mark.parametrize("row", [[3, 3], [3, 1, 3], [70, 3, 1, 70], [0, 0, 0], [99, 5, 7, 5]])
+def test_columns_twice_in_a_dense_row_on_the_cpu(
+    row: list[int], target: float, log1p: bool, genes: NDArray | None, is_sorted: bool
+) -> None:
+    """A dense row has room for one of both: the first row with a column twice is named, whatever its shard says; others are whole."""
+    rows = [[3, 7], [9, 4, 2], row, [], [50], [8, 8]]
+    case = row_case(rows, np.ones(sum(map(len, rows)), np.float32), is_sorted=is_sorted)
+    clean = cases.Case("clean", 100, case.stored, case.picks[[0, 1, 3, 4]])
+
+    made, fault = cases.dense_by_cpu(case, "float32", genes, target, log1p)
+    expected, clean_fault = cases.dense_by_cpu(clean, "float32", genes, target, log1p)
+
+    assert positions(fault) == [None, 2, None]
+    assert positions(clean_fault) == [None, None, None]
+    np.testing.assert_array_equal(made[[0, 1, 3, 4]], expected)
+
+
+def test_a_dense_row_with_every_fault_names_the_column_out_of_range() -> None:
+    """Columns are looked for in a bitmap of those that exist: one that does not is told first."""
+    case = row_case([[3, 1], [100, 4, 100], [5, 5]], np.ones(7, np.float32))
+
+    _, fault = cases.dense_by_cpu(case, "float32")
+
+    assert positions(fault) == [1, 2, None]
+
+
 def test_columns_twice_come_out_sorted_on_the_cpu() -> None:
     """The twin in Numba keeps both elements, in their stored order: torch's own DataLoader serves archives that have them."""
     case = row_case([[9, 4, 9, 2]], np.array([1, 2, 3, 4], np.float32), is_sorted=False)

@@ -94,6 +94,19 @@ def test_a_faulty_row_of_a_large_batch_is_zeros() -> None:
     assert (np.count_nonzero(found[::2], axis=1) == 500).all()
 
 
+def test_a_column_twice_in_a_large_batch_is_told() -> None:
+    """A row with a column twice is named in a batch that is streamed, too, and leaves nothing of itself in the row after it."""
+    n = int(cpu.STREAM_BYTES) // 4_000 + 1
+    case = cases.one_shard("twice", 1_000, [500, 500], [0, 1] * (n // 2))
+    case.stored[0].indices[999] = case.stored[0].indices[500]
+
+    found, fault = cases.dense_by_cpu(case, "float32")
+
+    assert found.nbytes >= cpu.STREAM_BYTES
+    assert fault[1] == 1
+    np.testing.assert_array_equal(found[::2], cases.expected_dense(case, "float32")[::2])
+
+
 @pytest.mark.parametrize("size_bytes", [0, 1, 4_096, int(AHEAD_BYTES) + 1, 1 << 40])
 def test_asking_ahead_does_no_harm(size_bytes: int) -> None:
     """What is asked for may end, or lie, outside of all memory."""
