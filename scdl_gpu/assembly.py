@@ -155,11 +155,11 @@ class CpuAssembler:
 
     def prepare_run(self, wanted: Wanted, sizes: Sequence[int]) -> list[Made]:
         """Make batches of `sizes` rows that follow each other in `wanted`, as one. A batch that is kept keeps the memory of all."""
-        made = self.prepare(wanted)
-        obs = {name: values.split(list(sizes)) for name, values in made.obs.items()}
-        parts = zip(_cut(made.x, sizes), made.rows.split(list(sizes)), made.is_padding.split(list(sizes)), strict=True)
+        bounds = list(itertools.pairwise(itertools.accumulate(sizes, initial=0)))
+        rows, is_padding, obs = wanted
         return [
-            Made(x, rows, {name: values[k] for name, values in obs.items()}, is_padding) for k, (x, rows, is_padding) in enumerate(parts)
+            Made(x, _part(rows, *part), {name: _part(values, *part) for name, values in obs.items()}, _part(is_padding, *part))
+            for part, x in zip(bounds, _cut(self.gather(rows), bounds), strict=True)
         ]
 
     def make(self, prepared: Made) -> Made:
@@ -237,20 +237,31 @@ class CpuAssembler:
         return f"on the cpu, {self.threads} threads, {self._where}"
 
 
-def _cut(x: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
-    """Cut a batch into batches of `sizes` rows, which share its memory but for row pointers."""
+def _cut(x: torch.Tensor, bounds: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+    """Cut a batch into batches of the rows between `bounds`, which share its memory but for row pointers."""
     if x.layout != torch.sparse_csr:
-        return list(x.split(list(sizes)))
+        return _parts(x, bounds)
     indptr, width = x.crow_indices().numpy(), x.shape[1]
-    bounds = [0, *itertools.accumulate(sizes)]
-    lengths = np.diff(indptr[bounds]).tolist()
-    parts = zip(itertools.pairwise(bounds), x.col_indices().split(lengths), x.values().split(lengths), strict=True)
+    stretches = [(int(indptr[start]), int(indptr[stop])) for start, stop in bounds]
+    parts = zip(bounds, _parts(x.col_indices(), stretches), _parts(x.values(), stretches), strict=True)
     return [
         torch.sparse_csr_tensor(
             torch.from_numpy(indptr[start : stop + 1] - indptr[start]), indices, values, (stop - start, width), check_invariants=False
         )
         for (start, stop), indices, values in parts
     ]
+
+
+def _parts(whole: torch.Tensor, bounds: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+    """Make tensors over the memory of `whole` that autograd knows nothing in common of, as it does of views of one tensor."""
+    bits = whole.view(torch.uint16) if whole.dtype == torch.bfloat16 else whole
+    array = bits.numpy()
+    parts = [_part(array, *part) for part in bounds]
+    return parts if bits is whole else [part.view(whole.dtype) for part in parts]
+
+
+def _part(array: NDArray[Any], start: int, stop: int) -> torch.Tensor:
+    return torch.from_numpy(array[start:stop])
 
 
 def check_index(nnz: int, index: np.dtype[Any]) -> None:
