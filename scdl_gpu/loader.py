@@ -29,7 +29,7 @@ from scdl_gpu.batch import Batch
 from scdl_gpu.cuda_assembly import STAYS, assembler_for
 from scdl_gpu.device import Device
 from scdl_gpu.obs import Obs
-from scdl_gpu.order import Order, Place, ranks
+from scdl_gpu.order import Order, Place, mixed, ranks
 from scdl_gpu.rows import ArchiveRows
 from scdl_gpu.sampler import SampledOrder, Step
 from scdl_gpu.shards import Shards
@@ -77,7 +77,8 @@ class GPUBatchLoader(IterableDataset[Batch]):
 
     Iterating starts the epoch set by `set_epoch`, else the next one, 0 first. `len` is the number of batches of an epoch.
     Use it as it is, or through `DataLoader(loader, batch_size=None)`. Worker processes get a copy at the start of each
-    epoch and do not count epochs for this process: with num_workers call `set_epoch` before each.
+    epoch and do not count epochs for this process: with num_workers call `set_epoch` before each. Persistent workers keep their
+    copy, which goes on with the next epoch by itself: set_epoch does not reach them.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class GPUBatchLoader(IterableDataset[Batch]):
         first, stride = worker_of or (0, 1)
         if self._place.worker is not None:  # the place is where this worker's own next batch begins
             first = 0
-        runs = self._runs(epoch, start, first, stride, seed=None if worker is None else worker.seed - worker.id)
+        runs = self._runs(epoch, start, first, stride, seed=None if worker is None else mixed(worker.seed - worker.id, epoch))
         try:
             self._assembler.check()
             with closing(self._made(runs, alone=worker is not None)) as batches:

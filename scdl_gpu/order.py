@@ -39,6 +39,12 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
+def mixed(seed: int, epoch: int) -> int:
+    """Return a seed of 64 bits for an epoch, for generators of others."""
+    first, second = (int(key) for key in round_keys(seed, epoch)[:2])
+    return first << 32 | second
+
+
 def permuted(seed: int, epoch: int, n_rows: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the rows at `positions`, (k,) int64 each 0 <= position < n_rows, of the shuffled order of an epoch."""
     from scdl_gpu.kernels import permute

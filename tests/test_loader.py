@@ -500,6 +500,17 @@ def test_a_random_sampler_is_shared_out_over_workers(archive: Path) -> None:
     assert first != second
 
 
+def test_a_random_sampler_goes_on_in_workers_that_stay(archive: Path) -> None:
+    """Persistent workers, though seeded once, draw another order each epoch, the same in all of them."""
+    loader = GPUBatchLoader(archive, 10, sampler=RandomSampler(range(N_ROWS)), device="cpu")
+    plain = DataLoader(loader, batch_size=None, num_workers=2, persistent_workers=True, multiprocessing_context="fork")
+
+    epochs = [rows_of(plain) for _ in range(3)]
+
+    assert all(sorted(rows) == list(range(N_ROWS)) for rows in epochs)
+    assert len({tuple(rows) for rows in epochs}) == 3
+
+
 def test_set_epoch_reaches_new_workers(archive: Path) -> None:
     """With set_epoch before each epoch, workers go through epochs as a loader alone does."""
     loader = GPUBatchLoader(archive, 10, seed=3, device="cpu")
