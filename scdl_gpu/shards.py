@@ -6,6 +6,7 @@ not by statistics of them, which differ between archives of the same genes.
 """
 
 import operator
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,8 @@ from scdl_gpu.archive.columns import Column
 from scdl_gpu.archive.features import VariableFeatureIndex
 from scdl_gpu.archive.packed import open_archive
 from scdl_gpu.archive.parts import Archive, Extents, Part, Parts
+from scdl_gpu.archive.raw import RawArchive, check_identity, identity
 from scdl_gpu.backend import BATCH_DTYPES, PACKED_DTYPES
-from scdl_gpu.errors import ArchiveError
 
 Ints = NDArray[np.int64]
 NAMES, UNNAMED = "var_names", "var_feature_id"
@@ -41,6 +42,7 @@ class Shards:
         if gene_order not in ("var", "stored"):
             raise ValueError(f"gene_order is {gene_order!r}, expected 'var' or 'stored'")
         self.archives = tuple(archives)
+        self._paths = {path: os.path.realpath(path) for path in {archive.path for archive in archives}}  # of now: directories change
         self.n_vars = _common_width(archives)
         self.dtype = _common_dtype(archives)
         self.gene_order = gene_order
@@ -74,11 +76,18 @@ class Shards:
         return self.parts.extents(rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Carry paths, never data; an archive that stands in the list often is opened once again."""
-        paths = [str(archive.path.resolve()) for archive in self.archives]
-        distinct = list(dict.fromkeys(paths))
-        number = {path: k for k, path in enumerate(distinct)}
-        return _reopened, (distinct, [number[path] for path in paths], self.n_rows, self.nnz, self.gene_order)
+        """Carry paths and what tells the archives there, never data; an archive that stands in the list often is opened once again."""
+        number: dict[tuple[Any, ...], int] = {}
+        told: list[tuple[str, str | None, dict[str, Any]]] = []
+        order = []
+        for archive in self.archives:
+            path, hint = self._paths[archive.path], archive.dtype.name if isinstance(archive, RawArchive) else None
+            key = (path, hint, archive.stamp)  # of two states of an archive the older one will be missed
+            if key not in number:
+                number[key] = len(told)
+                told.append((path, hint, identity(archive)))
+            order.append(number[key])
+        return _reopened, (told, order, self.gene_order)
 
     def gene_numbers(self, genes: Sequence[str | int]) -> Ints:
         """Return the columns of `genes`, names or numbers, in their order.
@@ -111,15 +120,17 @@ class Shards:
         return number
 
 
-def _reopened(paths: list[str], order: list[int], n_rows: int, nnz: int, gene_order: str) -> Shards:
-    opened = [open_archive(Path(path)) for path in paths]
-    shards = Shards([opened[number] for number in order], gene_order=gene_order)
-    if (shards.n_rows, shards.nnz) != (n_rows, nnz):
-        raise ArchiveError(
-            f"{', '.join(paths)}: {shards.n_rows} rows of {shards.nnz} nonzeros, expected {n_rows} of {nnz}: "
-            f"an archive was changed since the loader was made; make it anew"
-        )
-    return shards
+def _reopened(told: list[tuple[str, str | None, dict[str, Any]]], order: list[int], gene_order: str) -> Shards:
+    """Open archives again: path, dtype of raw values where no header has it, identity of each.
+
+    Raises ArchiveError where another one, or another state of it, is there now.
+    """
+    opened = []
+    for path, data_dtype, expected in told:
+        archive = open_archive(Path(path), data_dtype=data_dtype)
+        check_identity(archive, expected)
+        opened.append(archive)
+    return Shards([opened[number] for number in order], gene_order=gene_order)
 
 
 def _repeated(names: NDArray[Any]) -> set[str]:

@@ -5,6 +5,7 @@ On the CPU, on the emulated device and, marked `gpu`, on a real one. It needs no
 
 import logging
 import pickle
+import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -318,11 +319,15 @@ def test_too_many_gene_orders_are_refused(packed: Path, grouped: Path, monkeypat
 
 
 def test_a_changed_archive_is_not_reopened(packed: Path, tmp_path: Path) -> None:
-    """What travels to a worker notices that another archive lies there now."""
+    """What travels to a worker notices that another archive lies there now, of other rows or as many; a moved one it finds."""
     path = write_packed(tmp_path / "a", matrix())
     carried = pickle.dumps(GPUBatchLoader(path, device="cpu"))
     path.rename(tmp_path / "old")
-    write_packed(path, matrix(n_rows=50))
 
-    with pytest.raises(ArchiveError, match="an archive was changed since the loader was made"):
-        pickle.loads(carried)
+    for other in (matrix(n_rows=50), matrix()):
+        write_packed(path, other)
+        with pytest.raises(ArchiveError, match=f"{path} was changed or replaced"):
+            pickle.loads(carried)
+        shutil.rmtree(path)
+    (tmp_path / "old").rename(path)
+    assert len(pickle.loads(carried)) > 0

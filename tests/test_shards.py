@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scdl_gpu import ArchiveError, convert_h5ad
+from scdl_gpu import ArchiveError, GPUBatchLoader, convert_h5ad
 from scdl_gpu.archive.raw import RawArchive, open_raw
 from scdl_gpu.kernels.pointers import OK, shard_pointers
 from scdl_gpu.shards import Shards
@@ -222,5 +222,50 @@ def test_pickling_carries_paths(make: Make, tmp_path: Path) -> None:
     assert len({id(one) for one in copy.archives}) == 1
     shutil.rmtree(archive.path)
     convert_h5ad(rows(5), archive.path)
-    with pytest.raises(ArchiveError, match=r"5000 rows .* expected 4000 .* changed since the loader was made"):
+    with pytest.raises(ArchiveError, match=rf"{archive.path} was changed or replaced .*n_rows 5, expected 4"):
         pickle.loads(data)
+
+
+def test_pickles_are_of_one_state_of_each_archive(make: Make, tmp_path: Path) -> None:
+    """An archive of as many rows and nonzeros in the place of the one that was opened is refused, and so is an older state."""
+    kept, archive = make(rows(4)), make(rows(4))
+    before = Shards([kept, archive])
+    data = pickle.dumps(before)
+    assert pickle.loads(data).n_rows == 8
+
+    shutil.rmtree(archive.path)
+    now = make(rows(4) * 2)
+
+    assert (now.path, now.n_rows, now.nnz) == (archive.path, archive.n_rows, archive.nnz)
+    assert pickle.loads(pickle.dumps(Shards([kept, now]))).n_rows == 8
+    for changed in (data, pickle.dumps(before), pickle.dumps(Shards([now, archive]))):
+        with pytest.raises(ArchiveError, match=rf"{archive.path} was changed or replaced .*other files"):
+            pickle.loads(changed)
+
+
+def test_pickles_know_the_dtype_that_no_header_does(make: Make) -> None:
+    """Values whose dtype was given when the archive was opened have it in another process, too."""
+    archive = make(rows(4), data_dtype="uint16")
+    (archive.path / "header.sch").unlink()
+    shards = Shards([open_raw(archive.path, data_dtype="uint16")])
+
+    copy = pickle.loads(pickle.dumps(shards))
+
+    assert copy.archives[0].dtype == np.uint16
+    np.testing.assert_array_equal(copy.archives[0].data, archive.data)
+
+
+def test_pickles_lead_to_where_the_archive_was_opened(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths are those of the directory of that time, and links led where they led then."""
+    archive = make(rows(4))
+    (tmp_path / "link").symlink_to(archive.path.name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    shards = Shards([open_raw(Path(archive.path.name)), open_raw(Path("link"))])
+    loader = GPUBatchLoader(archive.path.name, 2, device="cpu")
+
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "link").unlink()
+
+    assert pickle.loads(pickle.dumps(shards)).n_rows == 8
+    assert len(list(pickle.loads(pickle.dumps(loader)))) == 2
