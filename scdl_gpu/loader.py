@@ -253,7 +253,8 @@ class GPUBatchLoader(IterableDataset[Batch]):
         """Return where in which epoch this loader is: {version, seed, epoch, position, n_rows, order}.
 
         position: rows of the epoch in batches that were yielded, over all ranks (in a worker process: where its next batch
-        begins). Under another world or batch size a loader continues exactly there.
+        begins); with a sampler what was drawn of it, rows or lists. Under another world or batch size a loader continues exactly
+        there, but of a worker's state; a sampler must be seeded, so that it gives the same sequence again.
         """
         state = self._order.state(self._place.epoch, self._place.position)
         if self._sampled is not None:

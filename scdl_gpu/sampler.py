@@ -21,7 +21,7 @@ Step = tuple[NDArray[np.int64], NDArray[np.bool_], int]
 class SampledOrder:
     """Batches from a sampler, which yields rows, or from a batch_sampler, which yields lists of rows.
 
-    A position counts rows of a sampler, batches of a batch_sampler.
+    A position counts rows of a sampler, batches of a batch_sampler; it holds where the sampler gives the same sequence again.
     """
 
     def __init__(
@@ -43,19 +43,20 @@ class SampledOrder:
         seed: of the random numbers that samplers take from torch, NumPy and Python while they are drawn from; None leaves them.
         """
         size = 1 if self._batch_sampler is not None else self._batch_size
-        batches = self._batches()
+        batches = self._batches(position)
         if seed is not None:
             batches = _drawn_alike(batches, seed)
-        for number, chosen in enumerate(itertools.islice(batches, position // size, None)):
+        for number, chosen in enumerate(batches):
             if number % stride == first:
                 rows = _rows(chosen)
                 yield rows, np.zeros(rows.size, bool), position + (number + stride) * size
 
-    def _batches(self) -> Iterator[Sequence[int]]:
+    def _batches(self, position: int) -> Iterator[Sequence[int]]:
+        """Draw, lazily, what follows `position`: of a sampler to the row, whatever the size of the batches before it was."""
         if self._batch_sampler is not None:
-            yield from self._batch_sampler
+            yield from itertools.islice(self._batch_sampler, position, None)
             return
-        rows = iter(self._sampler or ())
+        rows = itertools.islice(() if self._sampler is None else self._sampler, position, None)
         while group := list(itertools.islice(rows, self._batch_size)):
             if len(group) == self._batch_size or not self._drop_last:
                 yield group

@@ -105,6 +105,22 @@ def test_a_position_skips_what_was_consumed() -> None:
             assert rows_of(found, position, 0, 3) == own[k + 1 :]
 
 
+@pytest.mark.parametrize("position", [0, 1, 10, 16, 19, 20, 24])
+def test_a_position_holds_for_another_batch_size(position: int) -> None:
+    """A sampler continues at the very row, though earlier batches were of another size; lists are counted, not rows."""
+    steps = list(order(range(20), batch_size=8).steps(position, 0, 1))
+
+    assert [row for rows, _, _ in steps for row in rows.tolist()] == list(range(20))[position:]
+    assert [after for _, _, after in steps] == [position + 8 * (k + 1) for k in range(len(steps))]
+    assert rows_of(order(batch_sampler=[[1], [2, 3], [4]], batch_size=8), 2) == [[4]]
+
+
+@pytest.mark.parametrize("sampler", [torch.arange(5), np.arange(5), (0, 1, 2, 3, 4)], ids=["tensor", "array", "tuple"])
+def test_a_sampler_of_any_kind(sampler: Any) -> None:
+    """Whatever can be iterated is a sampler, also where its truth is ambiguous."""
+    assert rows_of(order(sampler)) == [[0, 1, 2], [3, 4]]
+
+
 @pytest.mark.parametrize(
     "sampler",
     [RandomSampler(range(10)), WeightedRandomSampler([1.0] * 10, 10), Dice("torch"), Dice("numpy"), Dice("python")],
