@@ -88,7 +88,7 @@ def alternatives(archive: Path, batch_size: int, cells: int, output: str) -> dic
     def reference() -> None:
         for batch in DataLoader(part, batch_size=batch_size, shuffle=True, collate_fn=collate_sparse_matrix_batch):
             if output == "dense":
-                batch.to_dense()
+                batch.to(torch.float32).to_dense()  # of uint16 there is none
 
     return found | {"bionemo-scdl": reference}
 
