@@ -49,7 +49,10 @@ class GatherError(Exception):
 
 
 def index_dtype(n_rows: int, n_vars: int, nnz: int) -> np.dtype[Any]:
-    """Choose one dtype for row pointers and columns of a batch: int32 if n_rows full rows fit, so that all batches agree."""
+    """Choose one dtype for row pointers and columns of a batch: int32 if n_rows full rows fit, so that all batches agree.
+
+    The longest row would be a closer bound, but to know it is to read all row pointers.
+    """
     return np.dtype(np.int32 if max(n_rows * n_vars, nnz) < 2**31 else np.int64)
 
 

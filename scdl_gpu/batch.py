@@ -15,7 +15,8 @@ class Batch:
     """One batch of b rows.
 
     x: (b, genes) sparse CSR, or (b, width) dense. rows: (b,) int64, global row numbers.
-    obs: one tensor (b,) for each column asked for: int64 codes of categories and strings, -1 where missing; bool; or numbers.
+    obs: one tensor (b,) for each column asked for: int64 codes of categories and strings, -1 where missing; bool; or numbers, NaN where
+        missing: integers and bool are float64 then, in which integers above 2^53 are rounded.
     is_padding: (b,) bool, rows that only fill up the last batch of an epoch.
     """
 

@@ -73,7 +73,10 @@ def _column(shards: Shards, name: str) -> ObsColumn:
 
 
 def _numbers(name: str, column: Column) -> NDArray[Any]:
-    """Return numbers or truth values in a dtype that torch computes in, missing ones as NaN."""
+    """Return numbers or truth values in a dtype that torch computes in, missing ones as NaN.
+
+    Integers and truth values of which some are missing become float64, the only dtype with NaN for them: it rounds above 2^53.
+    """
     values, missing = column.comparable()
     if values.dtype.kind not in "biuf":
         raise ValueError(f"obs column {name!r} holds {values.dtype}, which is no number, category or text; leave it out")

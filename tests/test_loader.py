@@ -97,6 +97,20 @@ def test_dense_batches_hold_the_genes_asked_for(archive: Path, dtype: torch.dtyp
         assert torch.equal(batch.x, expected[batch.rows])
 
 
+def test_floating_batches_round_and_integer_ones_refuse(tmp_path: Path) -> None:
+    """What the README says of dtypes: float32 is exact up to 2^24, float16 ends at 65,504, integers hold a value or name its row."""
+    values = np.array([[2**24 + 1, 65_504, 65_520]], np.float64)
+    path = convert_h5ad(sp.csr_matrix(values), tmp_path / "large")
+
+    made = {dtype: next(iter(GPUBatchLoader(path, 1, device="cpu", output="dense", dtype=dtype))).x for dtype in (None, torch.float16)}
+
+    assert made[None].tolist() == [[2**24, 65_504, 65_520]]
+    assert made[torch.float16].tolist() == [[np.inf, 65_504, np.inf]]
+    assert next(iter(GPUBatchLoader(path, 1, device="cpu", output="dense", dtype=torch.int32))).x.tolist() == values.tolist()
+    with pytest.raises(ValueError, match=r"large: row 0 holds a value that torch\.int16 does not"):
+        list(GPUBatchLoader(path, 1, device="cpu", output="dense", dtype=torch.int16))
+
+
 @pytest.mark.parametrize("log1p", [False, True])
 @pytest.mark.parametrize("target", [None, 1e4])
 @pytest.mark.parametrize("var", [None, [0, 5, 2]])

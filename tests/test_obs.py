@@ -108,6 +108,18 @@ def test_a_column_that_one_archive_lacks_is_refused(make: Make) -> None:
         Obs(shards, ["line"])
 
 
+def test_integers_with_missing_ones_are_rounded_to_float64(make: Make) -> None:
+    """NaN stands for what is missing, and needs a floating dtype, exact up to 2^53; a column without missing ones stays as it is."""
+    large = 2**53 + 1
+    shards = Shards([make(some=pd.array([large, None, -3], "Int64"), all=pd.array([large, 1, 2], "Int64"))])
+
+    found = Obs(shards, ["some", "all"]).of(np.arange(3))
+
+    assert (found["some"].dtype, found["all"].dtype) == (np.float64, np.int64)
+    np.testing.assert_array_equal(found["some"], [large - 1, np.nan, -3])
+    assert found["all"].tolist() == [large, 1, 2]
+
+
 def test_rows_out_of_range_are_refused(make: Make) -> None:
     """Negative rows do not count from the end."""
     obs = Obs(Shards([make(line=["a", "b"])]), ["line"])
