@@ -77,6 +77,14 @@ class Arena:
                 self._map.close()
 
 
+def pages(size_bytes: int) -> torch.Tensor:
+    """Give (size_bytes,) uint8 of this process alone, from a page's begin, zero; large pages where the kernel has them."""
+    memory = mmap.mmap(-1, max(1, size_bytes))
+    with contextlib.suppress(OSError):  # a hint
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.from_numpy(np.frombuffer(memory, np.uint8, size_bytes))
+
+
 def available_bytes() -> int:
     """Memory of this node that could be had without swapping: what the kernel and the container's limits leave."""
     meminfo = (PROC / "meminfo").read_text()

@@ -18,6 +18,7 @@ from scdl_gpu.backend import index_dtype
 from scdl_gpu.buffers import Ring
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.shards import Shards
+from scdl_gpu.window import Window, mapped
 
 Ints = NDArray[np.int64]
 Marks = NDArray[np.bool_]
@@ -87,11 +88,24 @@ class Output:
 
 
 class Wanted(NamedTuple):
-    """What a batch is to hold: its rows, and for each whether it is padding, and its obs values."""
+    """What a batch is to hold: its rows, and for each whether it is padding, and its obs values.
+
+    window: where they lie, under the numbers `numbers` there; None: all rows of the dataset are in one window.
+    """
 
     rows: Ints
     is_padding: Marks
     obs: Mapping[str, NDArray[Any]]
+    window: Window | None = None
+    numbers: Ints | None = None
+
+    def located(self, resident: Window | None) -> tuple[Window, Ints]:
+        """Return the window to gather from, and the rows' numbers in it."""
+        if self.window is not None and self.numbers is not None:
+            return self.window, self.numbers
+        if resident is None:
+            raise ValueError("the rows of the dataset are in no window; a batch must say which window its rows are in")
+        return resident, self.rows
 
 
 class Made(NamedTuple):
@@ -139,8 +153,7 @@ class CpuAssembler:
         self._open(ring or Ring())
 
     def _open(self, ring: Ring) -> None:
-        parts = self._shards.parts
-        self._raw, self._packed, self._orders = parts.raw_table, parts.packed_table, parts.orders.table
+        self._window, self._orders = mapped(self._shards.parts), self._shards.parts.orders.table
         self._ring = ring
 
     @property
@@ -151,32 +164,34 @@ class CpuAssembler:
     def prepare(self, wanted: Wanted) -> Made:
         """Make the batch: here it is the threads ahead that do."""
         obs = {name: torch.from_numpy(values) for name, values in wanted.obs.items()}
-        return Made(self.gather(wanted.rows), torch.from_numpy(wanted.rows), obs, torch.from_numpy(wanted.is_padding))
+        return Made(self.gather(wanted), torch.from_numpy(wanted.rows), obs, torch.from_numpy(wanted.is_padding))
 
     def prepare_run(self, wanted: Wanted, sizes: Sequence[int]) -> list[Made]:
         """Make batches of `sizes` rows that follow each other in `wanted`, as one. A batch that is kept keeps the memory of all."""
         bounds = list(itertools.pairwise(itertools.accumulate(sizes, initial=0)))
-        rows, is_padding, obs = wanted
+        rows, is_padding, obs, *_ = wanted
         return [
             Made(x, _part(rows, *part), {name: _part(values, *part) for name, values in obs.items()}, _part(is_padding, *part))
-            for part, x in zip(bounds, _cut(self.gather(rows), bounds), strict=True)
+            for part, x in zip(bounds, _cut(self.gather(wanted), bounds), strict=True)
         ]
 
     def make(self, prepared: Made) -> Made:
         """Hand on what is made."""
         return prepared
 
-    def gather(self, rows: Ints) -> torch.Tensor:
-        """Gather rows. Raises ArchiveError for a damaged row, ValueError for a value that the dtype does not hold."""
+    def gather(self, wanted: Wanted) -> torch.Tensor:
+        """Gather the rows of a batch. Raises ArchiveError for a damaged row, ValueError for a value that the dtype does not hold."""
         from scdl_gpu.kernels import shards as codes
 
-        extents = self._shards.extents(rows)
+        self._shards.check(wanted.rows)
+        window, numbers = wanted.located(self._window)
+        extents = window.parts.extents(numbers)
         fault = np.full(codes.FAULTS, codes.NO_FAULT, np.int32)
-        x = (self._csr if self._output.kind == "csr" else self._dense)(extents, fault)
-        raise_fault(fault, rows, self._shards, self._output)
+        x = (self._csr if self._output.kind == "csr" else self._dense)(window, extents, fault)
+        raise_fault(fault, wanted.rows, self._shards, self._output)
         return x
 
-    def _csr(self, extents: Extents, fault: NDArray[np.int32]) -> torch.Tensor:
+    def _csr(self, window: Window, extents: Extents, fault: NDArray[np.int32]) -> torch.Tensor:
         from scdl_gpu.kernels import cpu
 
         nnz, width = int(extents.indptr[-1]), self._shards.n_vars
@@ -184,29 +199,29 @@ class CpuAssembler:
         indptr, indices = (self._ring.empty(n, self._index) for n in (extents.indptr.size, nnz))
         indptr[:] = extents.indptr
         values, bits, kind = self._values(nnz)
-        raw, packed = self._shards.parts.shares(extents)
+        raw, packed = window.parts.shares(extents)
         out = (width, indptr, kind, indices, bits, fault)
         if raw is not None:
             read_indptr = raw.indptr.astype(self._index) if raw.slots.size else indptr
-            cpu.gather_csr(self._raw, raw.part, raw.where, raw.slots, read_indptr, *out)
+            cpu.gather_csr(window.raw.entries, raw.part, raw.where, raw.slots, read_indptr, *out)
         if packed is not None:
             read_indptr = packed.indptr.astype(self._index) if packed.slots.size else indptr
-            cpu.decode_csr(self._packed, self._orders, packed.part, packed.where, packed.slots, read_indptr, *out)
+            cpu.decode_csr(window.packed.entries, self._orders, packed.part, packed.where, packed.slots, read_indptr, *out)
         size = (extents.indptr.size - 1, width)
         return torch.sparse_csr_tensor(torch.from_numpy(indptr), torch.from_numpy(indices), values, size, check_invariants=False)
 
-    def _dense(self, extents: Extents, fault: NDArray[np.int32]) -> torch.Tensor:
+    def _dense(self, window: Window, extents: Extents, fault: NDArray[np.int32]) -> torch.Tensor:
         from scdl_gpu.kernels import cpu
 
         output, n_rows = self._output, extents.indptr.size - 1
         values, bits, kind = self._values(n_rows * output.width)
         lut = ALL_GENES if output.lut is None else output.lut
-        raw, packed = self._shards.parts.shares(extents)
+        raw, packed = window.parts.shares(extents)
         out = (self._shards.n_vars, lut, output.target, output.log1p, kind, bits.reshape(n_rows, output.width), fault)
         if raw is not None:
-            cpu.gather_dense(self._raw, raw.part, raw.where, raw.slots, raw.indptr, *out)
+            cpu.gather_dense(window.raw.entries, raw.part, raw.where, raw.slots, raw.indptr, *out)
         if packed is not None:
-            cpu.decode_dense(self._packed, self._orders, packed.part, packed.where, packed.slots, packed.indptr, *out)
+            cpu.decode_dense(window.packed.entries, self._orders, packed.part, packed.where, packed.slots, packed.indptr, *out)
         return values.view(n_rows, output.width)
 
     def _values(self, n: int) -> tuple[torch.Tensor, NDArray[Any], int]:
@@ -227,7 +242,7 @@ class CpuAssembler:
         self._ring = Ring()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_raw", "_packed", "_orders", "_ring")}
+        return {name: value for name, value in vars(self).items() if name not in ("_window", "_orders", "_ring")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

@@ -13,16 +13,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scdl_gpu.archive.parts import Extents, Share
+from scdl_gpu.archive.parts import Extents, Parts, Share
 from scdl_gpu.assembly import ALL_GENES, Assembler, CpuAssembler, Ints, Made, Output, Wanted, check_index
 from scdl_gpu.backend import index_dtype
 from scdl_gpu.buffers import Arrived, Courier, Parcel, Part
-from scdl_gpu.device import Device, device_of
+from scdl_gpu.device import Device, device_of, size_words
 from scdl_gpu.errors import DeviceError
 from scdl_gpu.faults import Faults
 from scdl_gpu.kernels.gpu import Table
 from scdl_gpu.placement import Placed, Plan, choose, place
 from scdl_gpu.shards import Shards
+from scdl_gpu.window import Window, upload
+from scdl_gpu.windows import Windows
 
 OBS, PACKED = "obs ", "packed "
 """What the names of obs columns, and of all that tells where rows of packed shards lie, begin with in a parcel."""
@@ -39,10 +41,11 @@ class Prepared(NamedTuple):
     rows: Ints
     obs: tuple[str, ...]
     nnz: int
+    window: Window
 
 
 class CudaAssembler:
-    """Makes batches by kernels/*.cu from rows that are placed in memory which the device reads."""
+    """Makes batches by kernels/*.cu from rows in memory which the device reads: those that are placed there, or windows of them."""
 
     is_cuda = True
     threads = 1
@@ -50,55 +53,44 @@ class CudaAssembler:
     def __init__(self, shards: Shards, output: Output, device: Device, placed: Placed, *, batch_size: int) -> None:
         from scdl_gpu.kernels.shards import kind_of
 
-        if placed.table is None:
-            raise ValueError(f"rows placed on the {placed.kind} are not read by kernels")
         self._shards, self._output, self._device, self._placed = shards, output, device, placed
         self.torch_device = device.torch_device
         self._kind = kind_of(str(output.dtype).removeprefix("torch."))
         self._index = index_dtype(batch_size, shards.n_vars, 0)
         self._sorts = placed.kind == "pinned"
-        self._table = Table(placed.entries, int(placed.table.data_ptr()))
+        self._resident = _resident(shards, placed)
         self._order_memory: list[torch.Tensor] = []
-        if placed.packed_table is not None:
-            self._packed = (Table(placed.packed_entries, int(placed.packed_table.data_ptr())), self._gene_orders())
+        self._orders = self._gene_orders()
         self._courier = Courier(device)
         self._faults = Faults(device)
-        self._lut = self._uploaded(ALL_GENES if output.lut is None else output.lut).view(torch.int32)
+        self._lut = upload(ALL_GENES if output.lut is None else output.lut, device).view(torch.int32)
 
     def _gene_orders(self) -> Table:
         """Copy the gene orders of packed parts to the device, and then the table of them, which says where they are."""
         orders = self._shards.parts.orders
-        tables = [self._uploaded(np.empty(0, np.int32) if table is None else table) for table in orders.tables]
+        tables = [upload(np.empty(0, np.int32) if table is None else table, self._device) for table in orders.tables]
         entries = orders.table_at([table.data_ptr() if len(table) else 0 for table in tables])
-        there = self._uploaded(entries.view(np.uint8))
+        there = upload(entries, self._device)
         self._order_memory = [*tables, there]
         return Table(entries, there.data_ptr())
 
-    def _uploaded(self, array: NDArray[Any]) -> torch.Tensor:
-        """Copy a small array to the device, once; as bytes."""
-        if array.size == 0:
-            return torch.empty(0, dtype=torch.uint8)
-        host, there = self._device.staging(array.nbytes), self._device.allocate(array.nbytes)[: array.nbytes]
-        host.numpy()[:] = array.view(np.uint8)
-        self._device.upload(host, there)
-        self._device.record().wait()  # waits, once
-        return there
-
     def prepare(self, wanted: Wanted) -> Prepared:
         """Find where rows lie, and lay that out for one copy to the device; rows in page-locked memory in order of address."""
-        extents = self._shards.extents(wanted.rows)
+        self._shards.check(wanted.rows)
+        window, numbers = wanted.located(self._resident)
+        extents = window.parts.extents(numbers)
         nnz = int(extents.indptr[-1])
         check_index(nnz, self._index)
         arrays: dict[str, NDArray[Any]] = {"rows": wanted.rows, "is_padding": wanted.is_padding}
         arrays |= {OBS + name: values for name, values in wanted.obs.items()}
         if self._output.kind == "csr":
             arrays["indptr"] = extents.indptr.astype(self._index)
-        arrays |= self._reading_order(extents)
-        return Prepared(self._courier.packed(arrays), wanted.rows, tuple(wanted.obs), nnz)
+        arrays |= self._reading_order(window.parts, extents)
+        return Prepared(self._courier.packed(arrays), wanted.rows, tuple(wanted.obs), nnz, window)
 
-    def _reading_order(self, extents: Extents) -> dict[str, NDArray[Any]]:
+    def _reading_order(self, parts: Parts, extents: Extents) -> dict[str, NDArray[Any]]:
         """Lay out where the rows lie, those of raw and of packed parts apart."""
-        raw, packed = self._shards.parts.shares(extents)
+        raw, packed = parts.shares(extents)
         arrays = {} if raw is None else self._arranged(raw, raw.where)
         if packed is not None:
             arrays |= {PACKED + name: array for name, array in self._arranged(packed, packed.where["start"]).items()}
@@ -144,9 +136,9 @@ class CudaAssembler:
         values = self._device.empty(prepared.nnz, self._output.dtype)
         out = (self._shards.n_vars, arrived.part("indptr"), self._kind, indices, values, self._faults.codes)
         if "where" in arrived:
-            gpu.gather_csr(self._device.launch, self._table, *_where(arrived, "", "indptr"), *out)
+            gpu.gather_csr(self._device.launch, prepared.window.raw, *_where(arrived, "", "indptr"), *out)
         if f"{PACKED}where" in arrived:
-            gpu.decode_csr(self._device.launch, *self._packed, *_where(arrived, PACKED, "indptr"), *out)
+            gpu.decode_csr(self._device.launch, prepared.window.packed, self._orders, *_where(arrived, PACKED, "indptr"), *out)
         size = (prepared.rows.size, self._shards.n_vars)
         return torch.sparse_csr_tensor(indptr, indices, values, size, check_invariants=False)
 
@@ -157,9 +149,9 @@ class CudaAssembler:
         made = self._device.empty((prepared.rows.size, output.width), output.dtype)
         out = (self._shards.n_vars, self._lut, output.target, output.log1p, self._kind, made, self._faults.codes)
         if "where" in arrived:
-            gpu.gather_dense(self._device.launch, self._table, *_where(arrived, "", "read_indptr"), *out)
+            gpu.gather_dense(self._device.launch, prepared.window.raw, *_where(arrived, "", "read_indptr"), *out)
         if f"{PACKED}where" in arrived:
-            gpu.decode_dense(self._device.launch, *self._packed, *_where(arrived, PACKED, "read_indptr"), *out)
+            gpu.decode_dense(self._device.launch, prepared.window.packed, self._orders, *_where(arrived, PACKED, "read_indptr"), *out)
         return made
 
     def _raise_answer(self, *, wait: bool) -> None:
@@ -169,11 +161,14 @@ class CudaAssembler:
             self._raise_fault(*answer)
 
     def _raise_fault(self, position: int, suspects: list[Ints]) -> NoReturn:
-        """Find the faulty row among those at `position` of some batches, by making each alone. Waits; what follows begins clean."""
+        """Find the faulty row among those at `position` of some batches, by making each alone. Waits; what follows begins clean.
+
+        Rows of windows are made from their files: what they lay in may hold others by now.
+        """
         try:
             for rows in suspects:
-                if position < rows.size and self._is_faulty(rows[position : position + 1]):
-                    self._raise_row(int(rows[position]))
+                if position < rows.size and (self._resident is None or self._is_faulty(rows[position : position + 1])):
+                    self._make_on_host(int(rows[position]))
         finally:
             self._faults.reset()
         raise DeviceError(
@@ -189,9 +184,12 @@ class CudaAssembler:
         self._faults.ask()
         return self._faults.answer(wait=True) is not None
 
-    def _raise_row(self, row: int) -> NoReturn:
-        """Say what is wrong with a row that the device found faulty: its file, or the copy of it."""
-        CpuAssembler(self._shards, self._output, batch_size=1).gather(np.array([row], np.int64))
+    def _make_on_host(self, row: int) -> None:
+        """Say what is wrong with a row that the device may have found faulty: its file, or else, where it did, the copy of it."""
+        rows = np.array([row], np.int64)
+        CpuAssembler(self._shards, self._output, batch_size=1).gather(Wanted(rows, np.zeros(1, bool), {}))
+        if self._resident is None:
+            return
         raise DeviceError(
             f"{self._shards.parts.name(row)} is whole in the file, but not in the {self._placed.kind} memory that "
             f"{self._device.name} reads; something wrote over it: close the loader and make it anew"
@@ -209,6 +207,7 @@ class CudaAssembler:
         self._courier.clear()
         self._faults.clear()
         self._order_memory.clear()
+        self._resident = None
         self._lut = torch.empty(0, dtype=torch.int32)
 
     def __reduce__(self) -> NoReturn:
@@ -216,8 +215,15 @@ class CudaAssembler:
 
     def __repr__(self) -> str:
         plan = self._placed.plan
-        where = f"in memory of {self._device.name}" if plan.kind == "device" else "of page-locked host memory"
-        return f"on {self._device.name}, placement {plan.kind}: {plan.size_bytes:,} bytes {where}; {plan.why}"
+        return f"on {self._device.name}, placement {plan.kind}: {plan.size_bytes:,} bytes {_where_words(plan, self._device)}; {plan.why}"
+
+
+def _resident(shards: Shards, placed: Placed) -> Window | None:
+    """Give the window of all rows, where all are placed."""
+    if placed.table is None:
+        return None
+    packed = 0 if placed.packed_table is None else placed.packed_table.data_ptr()
+    return Window(shards.parts, Table(placed.entries, placed.table.data_ptr()), Table(placed.packed_entries, packed))
 
 
 def _where(arrived: Arrived, prefix: str, pointers: str) -> tuple[Part, Part, Part, Part]:
@@ -246,7 +252,7 @@ class HostAssembler:
     def prepare(self, wanted: Wanted) -> tuple[torch.Tensor, Parcel, tuple[str, ...]]:
         """Gather the rows on the CPU, and lay out what else goes to the device."""
         obs = {OBS + name: values for name, values in wanted.obs.items()}
-        x = self._cpu.gather(wanted.rows)
+        x = self._cpu.gather(wanted)
         return x, self._courier.packed({"rows": wanted.rows, "is_padding": wanted.is_padding, **obs}), tuple(wanted.obs)
 
     def make(self, prepared: tuple[torch.Tensor, Parcel, tuple[str, ...]]) -> Made:
@@ -275,8 +281,8 @@ class HostAssembler:
     def __repr__(self) -> str:
         plan = self._placed.plan
         return (
-            f"on {self._device.name}, placement host: {plan.size_bytes:,} bytes in the page cache, batches made by {self.threads} threads "
-            f"of the CPU and copied; {plan.why}"
+            f"on {self._device.name}, placement host: {plan.size_bytes:,} bytes {_where_words(plan, self._device)}, "
+            f"batches made by {self.threads} threads of the CPU and copied; {plan.why}"
         )
 
 
@@ -289,11 +295,13 @@ def assembler_for(
     windows: bool | None,
     budgets: tuple[float | None, float | None],
     batch_size: int,
-) -> Assembler:
+    may_stream: bool,
+) -> tuple[Assembler, Windows | None]:
     """Choose who makes batches, and bring the rows to where they are read from; a bar shows it after two seconds.
 
-    budgets: of device memory and of host memory. Raises ValueError for arguments, DeviceError for what the machine lacks;
-    then nothing is left in memory.
+    budgets: of device memory and of host memory. may_stream: whether the order of rows is ours to choose. Returns also the windows
+    that rows stream through, None where all are resident. Raises ValueError for arguments, DeviceError for what the machine lacks; then
+    nothing is left in memory.
     """
     chosen = device_of(device)
     plan = choose(
@@ -304,18 +312,31 @@ def assembler_for(
         memory_budget=budgets[0],
         host_budget=budgets[1],
         output_bytes=_output_bytes(shards, output, batch_size),
+        may_stream=may_stream,
     )
+    streamed = None
+    if plan.window_bytes:
+        streamed = Windows(shards, plan.kind, window_bytes=plan.window_bytes, stored_bytes=plan.size_bytes, device=chosen)
     if chosen is None:
         asked = "; torch finds no GPU" if isinstance(device, str) and device == "auto" else ""
-        where = f"placement host: {plan.size_bytes:,} bytes in the page cache; {plan.why}{asked}"
-        return CpuAssembler(shards, output, batch_size=batch_size, where=where)
+        where = f"placement host: {plan.size_bytes:,} bytes {_where_words(plan, None)}; {plan.why}{asked}"
+        return CpuAssembler(shards, output, batch_size=batch_size, where=where), streamed
     with ExitStack() as stack:
         with _bar(plan) as progress:
             placed = stack.enter_context(place(shards.archives, plan, chosen, progress=progress))
         kind = HostAssembler if placed.kind == "host" else CudaAssembler
         assembler = kind(shards, output, chosen, placed, batch_size=batch_size)
         stack.pop_all()
-    return assembler
+    return assembler, streamed
+
+
+def _where_words(plan: Plan, device: Device | None) -> str:
+    """Say where rows lie."""
+    if plan.window_bytes:
+        return f"through windows of {size_words(plan.window_bytes)}"
+    if plan.kind == "device" and device is not None:
+        return f"in memory of {device.name}"
+    return "of page-locked host memory" if plan.kind == "pinned" else "in the page cache"
 
 
 def _output_bytes(shards: Shards, output: Output, batch_size: int) -> int:

@@ -71,6 +71,9 @@ class Device(Protocol):
     def record(self) -> Event:
         """Mark the present end of the current stream."""
 
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        """Let what this thread enqueues meanwhile go to a second stream, beside the batches."""
+
 
 def device_of(device: "str | torch.device | Device") -> "Device | None":
     """Return the device that is meant; None is the CPU. "auto" takes a GPU where torch finds one, and nothing else does.
@@ -104,6 +107,7 @@ class CudaDevice:
         self.torch_device = torch.device("cuda", self.index)
         self.name = f"{self.torch_device} ({torch.cuda.get_device_name(self.index)})"
         self.waits = 0
+        self._aside: torch.cuda.Stream | None = None
         self._cupy = _cupy()
         self._launcher = importlib.import_module("scdl_gpu.kernels.gpu").GpuLauncher()
 
@@ -181,6 +185,14 @@ class CudaDevice:
     def record(self) -> Event:
         """Record an event on torch's current stream of this device."""
         return _CudaEvent(self)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Make a second stream the current one of this thread; it is made once."""
+        if self._aside is None:
+            self._aside = torch.cuda.Stream(self.index)  # type: ignore[no-untyped-call]
+        with torch.cuda.device(self.index), torch.cuda.stream(self._aside):
+            yield
 
 
 class _CudaEvent:

@@ -6,16 +6,16 @@ would wake them all for 100 us of work. Of small batches a run is assembled as o
 threads do for each would take as long as the kernel.
 """
 
-import itertools
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -31,28 +31,13 @@ from scdl_gpu.device import Device
 from scdl_gpu.obs import Obs
 from scdl_gpu.order import Order, Place, mixed, ranks
 from scdl_gpu.rows import ArchiveRows
-from scdl_gpu.sampler import SampledOrder, Step
+from scdl_gpu.runs import RUN_BYTES, Run, ahead, joined
+from scdl_gpu.sampler import SampledOrder
 from scdl_gpu.shards import Shards
+from scdl_gpu.windows import STAYS as WINDOWS_STAY
+from scdl_gpu.windows import Stream, Streaming, Windows
 
-RUN_BYTES = 8 << 20
-"""Small batches of about so many bytes together are one run (benchmarks/LOG.md, 2026-11-24)."""
 Source = ArchiveRows | str | os.PathLike[str]
-Made = TypeVar("Made")
-
-
-class Run(NamedTuple):
-    """Batches that follow each other and are made as one: their rows, which are padding, sizes, and the position after each."""
-
-    rows: NDArray[np.int64]
-    is_padding: NDArray[np.bool_]
-    sizes: list[int]
-    positions: list[int]
-
-    def parts(self) -> Iterator["Run"]:
-        """Give each batch as a run of its own."""
-        starts = itertools.accumulate(self.sizes, initial=0)
-        for start, size, position in zip(starts, self.sizes, self.positions, strict=False):
-            yield Run(self.rows[start : start + size], self.is_padding[start : start + size], [size], [position])
 
 
 class GPUBatchLoader(IterableDataset[Batch]):
@@ -71,9 +56,10 @@ class GPUBatchLoader(IterableDataset[Batch]):
     obs: columns to carry, see `Batch`; `categories[name]` names the codes.
     drop_last: leave out the last, incomplete step; otherwise it wraps around and `is_padding` marks what repeats.
     rank, world_size: of torch.distributed where it is initialised.
-    placement: "auto", "device", "pinned" or "host"; windows: False: all rows must be resident; memory_budget,
-        host_budget: bytes or fractions of what is free. prefetch: batches made ahead, beyond what each thread is making:
-        one batch, or on the CPU as many small ones as 8 MiB hold, which then share that memory.
+    placement: "auto", "device", "pinned" or "host". windows: True streams rows through two windows, see `streaming`; False: all
+        rows must be resident; None streams what fits nowhere. memory_budget, host_budget: bytes or fractions of what is free.
+    prefetch: batches made ahead, beyond what each thread is making: one batch, or on the CPU as many small ones as 8 MiB hold,
+        which then share that memory.
 
     Iterating starts the epoch set by `set_epoch`, else the next one, 0 first. `len` is the number of batches of an epoch.
     Use it as it is, or through `DataLoader(loader, batch_size=None)`. Worker processes get a copy at the start of each
@@ -121,7 +107,7 @@ class GPUBatchLoader(IterableDataset[Batch]):
         self._sampled = SampledOrder(sampler, batch_sampler, batch_size=batch_size, drop_last=drop_last) if is_sampled else None
         self._obs = Obs(self._shards, obs)
         self._place, self._is_closed = Place(), False
-        self._assembler: Assembler = assembler_for(
+        self._assembler, self._windows = assembler_for(
             self._shards,
             self._output,
             device=device,
@@ -129,9 +115,12 @@ class GPUBatchLoader(IterableDataset[Batch]):
             windows=windows,
             budgets=(memory_budget, host_budget),
             batch_size=batch_size,
+            may_stream=not is_sampled,
         )
-        if self._assembler.is_cuda:
-            weakref.finalize(self, _close_here, self._assembler, os.getpid())
+        if self._assembler.is_cuda or self._windows is not None:
+            weakref.finalize(self, _close_here, self._windows, self._assembler, os.getpid())
+        if self._windows is not None:
+            self._window_order = self._windows.order(self._order)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -153,6 +142,11 @@ class GPUBatchLoader(IterableDataset[Batch]):
         """The number in var of each column of a batch: as `var` asks for, or all, in the order of `gene_order`."""
         return self._shards.numbers if self._genes is None else self._genes
 
+    @property
+    def streaming(self) -> Streaming | None:
+        """What was read so far, how, and how long this process waited for batches; None where all rows are resident."""
+        return None if self._windows is None else self._windows.report
+
     def __len__(self) -> int:
         return self._order.steps() if self._sampled is None else len(self._sampled)
 
@@ -162,7 +156,8 @@ class GPUBatchLoader(IterableDataset[Batch]):
         archives = f"{len(shards.archives)} archive{'s' if len(shards.archives) > 1 else ''}"
         return (
             f"GPUBatchLoader({shards.n_rows:,} rows x {shards.n_vars:,} genes, {shards.nnz:,} nonzeros in {archives}; "
-            f"{batches} as {self._output}{order}; {self._assembler}{'; closed' if self._is_closed else ''})"
+            f"{batches} as {self._output}{order}; {self._assembler}{'' if self._windows is None else f'; {self._windows!r}'}"
+            f"{'; closed' if self._is_closed else ''})"
         )
 
     # Iterating
@@ -175,24 +170,38 @@ class GPUBatchLoader(IterableDataset[Batch]):
         """Yield the batches of an epoch; in worker w of k of a DataLoader, batches w, w + k, ..."""
         self._raise_closed()
         worker = get_worker_info()
-        if worker is not None and self._assembler.is_cuda:
-            raise RuntimeError(STAYS)
+        if worker is not None and (self._assembler.is_cuda or self._windows is not None):
+            raise RuntimeError(STAYS if self._windows is None else WINDOWS_STAY)
         worker_of = None if worker is None else (worker.id, worker.num_workers)
         epoch, start, number = self._place.begin(worker_of)
         first, stride = worker_of or (0, 1)
         if self._place.worker is not None:  # the place is where this worker's own next batch begins
             first = 0
-        runs = self._runs(epoch, start, first, stride, seed=None if worker is None else mixed(worker.seed - worker.id, epoch))
-        try:
+        seed = None if worker is None else mixed(worker.seed - worker.id, epoch)
+        with ExitStack() as left:
+            left.callback(self._place.leave, number)
             self._assembler.check()
-            with closing(self._made(runs, alone=worker is not None)) as batches:
-                for batch, position in batches:
-                    self._place.advance(number, position, worker_of)
-                    yield batch
+            stream = None
+            if self._windows is not None:
+                stream = left.enter_context(closing(self._windows.stream(self._window_order.left(epoch, start))))
+            runs = self._runs(epoch, start, first, stride, seed=seed) if stream is None else self._window_runs(epoch, start, stream)
+            batches = left.enter_context(closing(self._made(runs, stream, alone=worker is not None)))
+            for batch, position in batches:
+                self._place.advance(number, position, worker_of)
+                yield batch
             self._assembler.check()
             self._place.finish(number)
-        finally:
-            self._place.leave(number)
+
+    def _window_runs(self, epoch: int, start: int, stream: Stream) -> Iterator[Run]:
+        """Give the batches of windows, in runs as `_runs` does; none needs two windows."""
+        order, size = self._order, self._order.batch_size
+        length = max(1, self._run_rows() // size)
+        for number, window in enumerate(stream.todo):
+            for step in range(max(window.step, start // order.step_rows), window.step + window.n_steps, length):
+                count = min(length, window.step + window.n_steps - step)
+                numbers, rows, is_padding = self._window_order.draw(window, epoch, step, count)
+                positions = [(step + k + 1) * order.step_rows for k in range(count)]
+                yield Run(rows, is_padding, [size] * count, positions, number, numbers)
 
     def _runs(self, epoch: int, start: int, first: int, stride: int, *, seed: int | None) -> Iterator[Run]:
         """Give the batches that this iteration makes, in runs of those that are made as one.
@@ -200,39 +209,51 @@ class GPUBatchLoader(IterableDataset[Batch]):
         start: rows that are consumed; first, stride: which of the steps left are this worker's. In a worker the position is
         where its own next step begins. seed: what all workers have in common.
         """
-        is_one = stride > 1 or self._assembler.is_cuda
-        n_rows = 1 if is_one else max(1, RUN_BYTES // self._output.row_bytes(self._shards))
         if self._sampled is not None:
-            yield from _joined(self._sampled.steps(start, first, stride, seed=seed), n_rows)
+            yield from joined(self._sampled.steps(start, first, stride, seed=seed), self._run_rows(stride))
             return
         order = self._order
         n_steps, size = order.steps(start), order.batch_size
-        length = max(1, n_rows // size)
+        length = max(1, self._run_rows(stride) // size)
         for step in range(first, n_steps, length * stride):
             position, count = start + step * order.step_rows, min(length, n_steps - step)
             positions = [position + (k + 1) * stride * order.step_rows for k in range(count)]
             yield Run(*order.batch(epoch, position, count), [size] * count, positions)
 
-    def _made(self, runs: Iterator[Run], *, alone: bool) -> Generator[tuple[Batch, int], None, None]:
+    def _run_rows(self, stride: int = 1) -> int:
+        """How many rows are made as one, where batches follow each other: one, where they do not."""
+        is_one = stride > 1 or self._assembler.is_cuda
+        return 1 if is_one else max(1, RUN_BYTES // self._output.row_bytes(self._shards))
+
+    def _made(self, runs: Iterator[Run], stream: Stream | None, *, alone: bool) -> Generator[tuple[Batch, int], None, None]:
         """Make the batches of `runs`, ahead of who asks, in their order; `alone` in a worker process, which is ahead itself."""
         if alone:
             for run in runs:
                 yield from map(self._finish, self._prepare(run), run.positions)
             return
-        threads = self._assembler.threads
-        with ThreadPoolExecutor(threads, thread_name_prefix="scdl-batch") as pool:
-            for run, future in _ahead(pool, self._prepare, runs, threads, self._prefetch):
+        threads, prepare = self._assembler.threads, partial(self._prepare, stream=stream)
+        with ThreadPoolExecutor(threads, thread_name_prefix="scdl-batch") as pool, ExitStack() as left:
+            if stream is not None:
+                left.callback(stream.cancel)  # else a thread might wait for a window, and the pool for the thread
+            for run, future in ahead(pool, prepare, runs, threads, self._prefetch, waited=self._waited):
+                if stream is not None:
+                    stream.reached(run.window)
                 if future.exception() is None:
                     prepared = future.result()
                     for position in run.positions:
                         yield self._finish(prepared.popleft(), position)  # not kept here, so that its memory is used again
                 else:  # once more, one by one, so that the error comes after the batches before it
                     for part in run.parts():
-                        yield self._finish(self._prepare(part)[0], part.positions[0])
+                        yield self._finish(prepare(part)[0], part.positions[0])
 
-    def _prepare(self, run: Run) -> deque[Any]:
-        """Do what threads may do ahead: on the CPU the gather itself."""
-        wanted = Wanted(run.rows, run.is_padding, self._obs.of(run.rows))
+    def _waited(self, seconds: float) -> None:
+        if self._windows is not None:
+            self._windows.report.seconds_waited += seconds
+
+    def _prepare(self, run: Run, stream: Stream | None = None) -> deque[Any]:
+        """Do what threads may do ahead: on the CPU the gather itself. Waits for the window, where rows stream."""
+        window = None if stream is None else stream.window(run.window).result()
+        wanted = Wanted(run.rows, run.is_padding, self._obs.of(run.rows), window, run.numbers)
         if len(run.sizes) == 1 or not isinstance(self._assembler, CpuAssembler):
             return deque([self._assembler.prepare(wanted)])
         return deque(self._assembler.prepare_run(wanted, run.sizes))
@@ -257,6 +278,8 @@ class GPUBatchLoader(IterableDataset[Batch]):
         there, but of a worker's state; a sampler must be seeded, so that it gives the same sequence again.
         """
         state = self._order.state(self._place.epoch, self._place.position)
+        if self._windows is not None:
+            state |= self._window_order.state()
         if self._sampled is not None:
             state |= {"order": self._order_name(), "position": self._place.position}
         return state | ({} if self._place.worker is None else {"worker": list(self._place.worker)})
@@ -267,18 +290,24 @@ class GPUBatchLoader(IterableDataset[Batch]):
         Raises ValueError for a state of other rows or of another order.
         """
         self._order.check_state(state, self._order_name())
+        if self._windows is not None:
+            self._window_order.check_state(state)
         if self._sampled is None:
             self._order = self._order.with_seed(state["seed"])
+        if self._windows is not None:
+            self._window_order = self._windows.order(self._order)
         self._place.resume(state["epoch"], state["position"], tuple(state["worker"]) if state.get("worker") else None)
 
     def _order_name(self) -> str:
+        if self._windows is not None:
+            return self._window_order.name
         return self._order.name if self._sampled is None else self._sampled.name
 
     def close(self) -> None:
         """Give back the memory that holds the rows; harmless when repeated. The loader yields no more batches."""
         if not self._is_closed:
             self._is_closed = True
-            self._assembler.close()
+            _close(self._windows, self._assembler)
 
     def __enter__(self) -> Self:
         return self
@@ -291,10 +320,16 @@ class GPUBatchLoader(IterableDataset[Batch]):
             self.close()
 
 
-def _close_here(assembler: Assembler, pid: int) -> None:
+def _close_here(windows: Windows | None, assembler: Assembler, pid: int) -> None:
     """Close what a loader left open when it went away; in a forked child, which has no device, nothing."""
     if os.getpid() == pid:
-        assembler.close()
+        _close(windows, assembler)
+
+
+def _close(windows: Windows | None, assembler: Assembler) -> None:
+    if windows is not None:
+        windows.close()
+    assembler.close()
 
 
 def _archives(dataset: Source | Sequence[Source]) -> list[Archive]:
@@ -319,44 +354,3 @@ def _check_samplers(sampler: Any, batch_sampler: Any, *, batch_size: int, shuffl
         raise ValueError("batch_sampler excludes sampler, batch_size, shuffle and drop_last: it decides all of them")
     if sampler is not None and shuffle:
         raise ValueError("sampler excludes shuffle=True: it decides the order")
-
-
-def _joined(steps: Iterator[Step], n_rows: int) -> Iterator[Run]:
-    """Join steps that follow each other, as many as hold `n_rows` together, one at least."""
-    steps = iter(steps)
-    held = next(steps, None)
-    while held is not None:
-        joined, size = [held], held[0].size
-        while (held := next(steps, None)) is not None and size + held[0].size <= n_rows:
-            joined.append(held)
-            size += held[0].size
-        rows, is_padding, positions = zip(*joined, strict=True)
-        yield Run(np.concatenate(rows), np.concatenate(is_padding), [part.size for part in rows], list(positions))
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, make: Callable[[Run], Made], runs: Iterator[Run], threads: int, prefetch: int
-) -> Generator[tuple[Run, Future[Made]], None, None]:
-    """Make runs in the pool's threads, one a thread and `prefetch` batches more; give them, made, in their order.
-
-    What was begun is finished on leaving.
-    """
-    pending: deque[tuple[Run, Future[Made]]] = deque()
-
-    def begin() -> None:
-        while sum(len(run.sizes) for run, _ in itertools.islice(pending, threads, None)) < prefetch or len(pending) < threads:
-            run = next(runs, None)
-            if run is None:
-                return
-            pending.append((run, pool.submit(make, run)))
-
-    try:
-        begin()
-        while pending:
-            run, future = pending.popleft()
-            wait([future])
-            begin()
-            yield run, future
-    finally:
-        for _, future in pending:
-            future.cancel()

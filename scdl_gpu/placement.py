@@ -23,7 +23,9 @@ from scdl_gpu.device import Device, size_words
 from scdl_gpu.errors import DeviceError
 from scdl_gpu.kernels.packed import PACKED
 from scdl_gpu.kernels.shards import ALIGNMENT, SHARD, kind_of
+from scdl_gpu.reader import PAGE_BYTES
 from scdl_gpu.slab import Bounced, InPlace, Layout, PackedPlot, Progress, RawPlot, fill
+from scdl_gpu.window import upload
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +34,20 @@ Kind = Literal["device", "pinned", "host"]
 PLACEMENTS = ("auto", "device", "pinned", "host")
 RESERVE_BYTES = 4 << 30
 """Of the device's free memory, left to the model where no budget is given."""
+WINDOW_BYTES = 1 << 30
+"""Of a window where no budget is given: more shuffle no better that can be measured, and are longer in coming (docs/streaming.md)."""
+LEAST_WINDOW = 1 << 16
+"""Bytes that no window is smaller than."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where rows of `size_bytes` are to lie, and why."""
+    """Where rows of `size_bytes` are to lie, and why. window_bytes: of each of two windows that they stream through, 0: of none."""
 
     kind: Kind
     size_bytes: int
     why: str
+    window_bytes: int = 0
 
 
 def choose(
@@ -52,47 +59,66 @@ def choose(
     memory_budget: float | None = None,
     host_budget: float | None = None,
     output_bytes: int = 0,
+    may_stream: bool = True,
 ) -> Plan:
     """Choose the placement of `archives` for `device`, None being the CPU.
 
     memory_budget, host_budget: bytes as an int, or a fraction of what is free as a float; None: what is free on the device
     less 4 GiB, or less `output_bytes` (what batches need) if that is more, and half of what the host has available.
-    windows: False demands rows that are all resident. A step down from the device is logged as a warning.
+    windows: True demands windows, False rows that are all resident; None takes windows where nothing else fits. Two share the budget
+    of their kind of memory; where none is given each has at most WINDOW_BYTES, and a power of two. A step down from the device is
+    logged as a warning. may_stream: False where the order is not ours to choose.
     Raises ValueError for arguments, DeviceError with the sizes where the rows do not fit.
     """
     if placement not in PLACEMENTS:
         raise ValueError(f"placement {placement!r} is unknown, expected one of {', '.join(PLACEMENTS)}")
-    if windows:
-        raise ValueError("streaming windows are not part of this version; leave out windows=True")
+    if windows and not may_stream:
+        raise ValueError("windows=True decides which rows come when, and excludes sampler and batch_sampler")
     if device is None and placement in ("device", "pinned"):
         raise ValueError(f'placement={placement!r} needs a GPU; on the CPU rows lie in the page cache: placement="host" or "auto"')
     layout = Layout(archives)
     size_bytes = layout.size_bytes
-    host = _host_room(layout, host_budget, is_shared=device is not None)
+    host = _host_room(layout, host_budget, is_shared=device is not None and not windows)
     if device is None:
-        return _choose_host(size_bytes, host, must_fit=windows is False)
+        return _choose_host(size_bytes, host, windows, may_stream=may_stream)
     room = _device_room(device, memory_budget, output_bytes)
+    if windows:
+        kind: Kind = "host" if placement == "host" else "pinned" if placement == "pinned" else "device"
+        return _stream(size_bytes, kind, room if kind == "device" else host, "as asked for")
     if placement == "device" or (placement == "auto" and room.holds(size_bytes)):
-        return Plan("device", size_bytes, room.fit(size_bytes, 'placement="pinned", or raise memory_budget'))
+        return Plan("device", size_bytes, room.fit(size_bytes, 'placement="pinned", windows=True, or raise memory_budget'))
     if placement == "pinned":
-        return Plan("pinned", size_bytes, host.fit(size_bytes, 'placement="host", or raise host_budget'))
+        return Plan("pinned", size_bytes, host.fit(size_bytes, 'placement="host", windows=True, or raise host_budget'))
     if placement == "host":
-        return _choose_host(size_bytes, host, must_fit=windows is False)
+        return _choose_host(size_bytes, host, windows, may_stream=may_stream)
     if host.holds(size_bytes):
         why = f"{room.miss(size_bytes)}; {host.fit(size_bytes, '')}"
         logger.warning("rows are placed in page-locked memory of the host, and every batch comes over the bus: %s", why)
         return Plan("pinned", size_bytes, why)
+    if windows is None and may_stream and room.window_bytes:
+        why = f"{room.miss(size_bytes)}; {host.miss(size_bytes)}"
+        logger.warning("rows stream through windows in memory of the device: %s", why)
+        return _stream(size_bytes, "device", room, why)
     logger.warning("batches are assembled on the CPU: %s", room.miss(size_bytes))
-    plan = _choose_host(size_bytes, host, must_fit=windows is False)
+    plan = _choose_host(size_bytes, host, windows, may_stream=may_stream)
     return replace(plan, why=f"{room.miss(size_bytes)}; {plan.why}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Room:
-    """What a budget allows of some memory."""
+    """What a budget allows of some memory; None where none is given."""
 
     limit: int
     words: str
+    budget: float | None = None
+
+    @property
+    def window_bytes(self) -> int:
+        """Give the bytes of each of two windows, 0 where they are too few."""
+        half = self.limit // 2 // PAGE_BYTES * PAGE_BYTES
+        if self.budget is None:
+            half = min(WINDOW_BYTES, 1 << max(0, half.bit_length() - 1))
+        return half if half >= LEAST_WINDOW else 0
 
     def holds(self, size_bytes: int) -> bool:
         return size_bytes <= self.limit
@@ -107,12 +133,12 @@ class _Room:
         raise DeviceError(f"{self.miss(size_bytes)}; choose {cure}")
 
 
-def _device_room(device: Device, budget: float | None, output_bytes: int) -> _Room:
+def _device_room(device: Device, asked: float | None, output_bytes: int) -> _Room:
     free, total = device.memory()
-    limit = _budget_bytes("memory_budget", budget, free)
+    limit = _budget_bytes("memory_budget", asked, free)
     if limit is None:
         limit = max(0, free - max(RESERVE_BYTES, output_bytes))
-    return _Room(limit, f"the budget of {size_words(limit)} on {device.name}, {size_words(free)} of {size_words(total)} being free")
+    return _Room(limit, f"the budget of {size_words(limit)} on {device.name}, {size_words(free)} of {size_words(total)} being free", asked)
 
 
 def _host_room(layout: Layout, budget: float | None, *, is_shared: bool) -> _Room:
@@ -121,7 +147,7 @@ def _host_room(layout: Layout, budget: float | None, *, is_shared: bool) -> _Roo
         return _Room(layout.size_bytes, "the memory that other processes hold them in")
     limit = _budget_bytes("host_budget", budget, free)
     limit = free // 2 if limit is None else limit
-    return _Room(limit, f"the budget of {size_words(limit)} on the host, {size_words(free)} being available")
+    return _Room(limit, f"the budget of {size_words(limit)} on the host, {size_words(free)} being available", budget)
 
 
 def _budget_bytes(name: str, budget: float | None, free: int) -> int | None:
@@ -132,12 +158,23 @@ def _budget_bytes(name: str, budget: float | None, free: int) -> int | None:
     return int(budget * free) if isinstance(budget, float) else int(budget)
 
 
-def _choose_host(size_bytes: int, host: _Room, *, must_fit: bool) -> Plan:
-    """Place rows in the page cache, which also serves what does not fit, from the disk; `must_fit` refuses that."""
-    if host.holds(size_bytes) or must_fit:
-        return Plan("host", size_bytes, host.fit(size_bytes, "windows=None to read from the disk what the page cache cannot keep"))
+def _choose_host(size_bytes: int, host: _Room, windows: bool | None, *, may_stream: bool) -> Plan:
+    """Let rows lie in the page cache, or stream through windows what does not fit; where neither may be, read it from the disk."""
+    if windows:
+        return _stream(size_bytes, "host", host, "as asked for")
+    if host.holds(size_bytes) or windows is False:
+        return Plan("host", size_bytes, host.fit(size_bytes, "windows=None to stream what the memory cannot keep"))
+    if may_stream and host.window_bytes:
+        return _stream(size_bytes, "host", host, host.miss(size_bytes))
     logger.warning("%s: what the page cache cannot keep is read from the disk, and shuffled batches wait for it", host.miss(size_bytes))
     return Plan("host", size_bytes, f"{host.miss(size_bytes)}, the rest is read from the disk")
+
+
+def _stream(size_bytes: int, kind: Kind, room: _Room, why: str) -> Plan:
+    """Plan two windows. Raises DeviceError where the budget has no room for them."""
+    if not room.window_bytes:
+        raise DeviceError(f"{room.words} has no room for two windows of {size_words(LEAST_WINDOW)}; raise it")
+    return Plan(kind, size_bytes, why, room.window_bytes)
 
 
 class Placed:
@@ -181,16 +218,16 @@ def place(archives: Sequence[Archive], plan: Plan, device: Device | None, *, pro
     progress: called with bytes after each piece. Pinned rows are shared by the processes of a node: the first fills them.
     Raises ArchiveError at the first faulty row, DeviceError where memory runs out; then nothing is left in memory.
     """
-    if plan.kind == "host" or device is None:
+    if plan.kind == "host" or plan.window_bytes or device is None:
         return Placed(plan, np.zeros(0, SHARD), None)
     layout = Layout(archives)
     with ExitStack() as stack:
         try:
             base, is_sorted = (_place_on_device if plan.kind == "device" else _place_pinned)(layout, device, stack, progress)
             entries = _entries(layout, base, is_sorted)
-            table = _upload(entries, device)
+            table = upload(entries, device)
             found = _packed_entries(layout, base)
-            packed = (found, _upload(found, device)) if layout.has_packed else None
+            packed = (found, upload(found, device)) if layout.has_packed else None
         except DeviceError as error:
             raise DeviceError(f"{size_words(layout.size_bytes)} of rows could not be placed ({plan.kind}): {error}") from error
         release = stack.pop_all().close
@@ -199,7 +236,7 @@ def place(archives: Sequence[Archive], plan: Plan, device: Device | None, *, pro
 
 def _place_on_device(layout: Layout, device: Device, stack: ExitStack, progress: Progress) -> tuple[int, list[bool]]:
     """Copy the rows into memory of the device; return its address, and for each archive whether its rows ascend."""
-    sink = Bounced(device, layout.size_bytes)
+    sink = Bounced(device, device.allocate(layout.size_bytes))
     stack.callback(sink.clear)
     stack.callback(_wait, device)
     is_sorted = fill(layout, sink, progress)
@@ -254,12 +291,3 @@ def _packed_entries(layout: Layout, base: int) -> NDArray[Any]:
         if part.shard is not None and isinstance(plot, PackedPlot):
             entry["payload"], entry["words"], entry["source"] = base + plot.payload, part.shard.n_words, part.shard.source
     return entries
-
-
-def _upload(entries: NDArray[Any], device: Device) -> torch.Tensor:
-    """Copy the table to the device, as uint8."""
-    host, there = device.staging(entries.nbytes), device.allocate(entries.nbytes)
-    host.numpy()[:] = entries.view(np.uint8)
-    device.upload(host, there[: entries.nbytes])
-    device.record().wait()  # waits, once
-    return there

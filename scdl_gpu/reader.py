@@ -16,14 +16,19 @@ import torch
 
 from scdl_gpu.errors import ArchiveError, MissingFileError
 
+PAGE_BYTES = 4096
+"""What direct reads begin and end at multiples of, in the file and in memory."""
 KVIKIO_THREADS = 8
 """Where the user left kvikio's default of one: 8 to 16 saturate NVMe arrays (kvikio's own measurements, issue 453)."""
 
 
 class File:
-    """One file, opened for reading extents; what it names may be replaced meanwhile, this stays. Any number of threads may read."""
+    """One file, opened for reading extents; what it names may be replaced meanwhile, this stays. Any number of threads may read.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    is_direct: read past the page cache what begins at a page, in the file and in memory, where the file system admits it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, is_direct: bool = False) -> None:
         self.path = Path(path)
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -32,6 +37,19 @@ class File:
         self.status = os.fstat(self._fd)
         kvikio = _kvikio()[0]
         self._cufile = None if kvikio is None else kvikio.CuFile(f"/proc/self/fd/{self._fd}", "r")
+        self._direct = self._open_direct() if is_direct and kvikio is None else -1
+
+    def _open_direct(self) -> int:
+        """Open the file once more, for direct reads; -1 where its file system has none, such as tmpfs."""
+        try:
+            return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        except OSError:
+            return -1
+
+    @property
+    def path_in_use(self) -> str:
+        """Say how this file is read."""
+        return "preadv with O_DIRECT" if self._direct >= 0 else path_in_use()
 
     def read(self, start: int, stop: int, out: torch.Tensor) -> None:
         """Read bytes start..stop-1 into `out`, (stop - start,) uint8, contiguous, on the host or, with kvikio, on a device.
@@ -54,24 +72,34 @@ class File:
         return int(self._cufile.pread(buffer, out.numel(), start).get()) if out.numel() else 0  # type: ignore[union-attr]
 
     def _preadv(self, start: int, out: torch.Tensor) -> int:
-        memory, found = memoryview(out.numpy().data), 0
-        while found < len(memory) and (n := os.preadv(self._fd, [memory[found:]], start + found)):
-            found += n
-        return found
+        memory = memoryview(out.numpy().data)
+        found = 0
+        if self._direct >= 0 and start % PAGE_BYTES == 0 and out.data_ptr() % PAGE_BYTES == 0:
+            found = _fill(self._direct, memory[: len(memory) // PAGE_BYTES * PAGE_BYTES], start)
+        return found + _fill(self._fd, memory[found:], start + found)
 
     def close(self) -> None:
         """Close the file; no read may be under way."""
         if self._cufile is not None:
             self._cufile.close()
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd, self._cufile = -1, None
+        for fd in (self._fd, self._direct):
+            if fd >= 0:
+                os.close(fd)
+        self._fd, self._direct, self._cufile = -1, -1, None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
+
+
+def _fill(fd: int, memory: memoryview, start: int) -> int:
+    """Read until `memory` is full or the file ends; returns how many bytes there are. A direct read ends at a whole page."""
+    found = 0
+    while found < len(memory) and (n := os.preadv(fd, [memory[found:]], start + found)):
+        found += n
+    return found
 
 
 def read(path: str | os.PathLike[str], start: int, stop: int, out: torch.Tensor) -> None:

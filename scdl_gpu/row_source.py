@@ -82,7 +82,7 @@ class PackedRows:
 
     @cached_property
     def _parts(self) -> Parts:
-        return Parts([self._archive], self.widest)
+        return Parts.of([self._archive], self.widest)
 
     def cell(self, row: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Decode one row."""

@@ -46,7 +46,7 @@ class Shards:
         self.n_vars = _common_width(archives)
         self.dtype = _common_dtype(archives)
         self.gene_order = gene_order
-        self.parts = Parts(archives, self.n_vars, is_stored=gene_order == "stored")
+        self.parts = Parts.of(archives, self.n_vars, is_stored=gene_order == "stored")
         self.n_rows, self.nnz = self.parts.n_rows, sum(archive.nnz for archive in archives)
 
     @property

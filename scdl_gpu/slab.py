@@ -7,7 +7,7 @@ pass over the files at the speed of memory, instead of a scan of its own.
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scdl_gpu import reader
 from scdl_gpu.archive.check import check_columns, check_distinct, pieces
 from scdl_gpu.archive.constants import FileNames
+from scdl_gpu.archive.packed_header import HEADER_BYTES
 from scdl_gpu.archive.packed_shard import PackedShard
 from scdl_gpu.archive.parts import DAMAGED_TEXT, Archive, Part, parts_of
 from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive
@@ -27,11 +28,14 @@ from scdl_gpu.device import Device, Event, padded
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.kernels.packed import PACKED, SLACK_BYTES, rows_of
 from scdl_gpu.kernels.shards import DAMAGED, FAULTS, NO_FAULT
+from scdl_gpu.reader import PAGE_BYTES
 
 Progress = Callable[[int], None]
 
 PIECE_ELEMENTS = 1 << 20
 """Read, checked and uploaded at one go: extents of 1 to 8 MiB; of a packed shard as many words."""
+DIGEST_BYTES = 8
+"""Of the hash that ends the header of a shard."""
 THREADS = 8
 """That read and check pieces; as many bounce buffers exist."""
 
@@ -87,12 +91,12 @@ class RawPlot:
     def open(self) -> Iterator[reader.File]:
         """Open columns, then values."""
         for name in (FileNames.COLPTR.value, FileNames.DATA.value):
-            yield _open(self._archive, name)
+            yield open_file(self._archive, name)
 
     def facts(self, files: Sequence[reader.File]) -> Iterator[tuple[Any, ...]]:
         """Tell the number of genes, and of each file which and of what state it is, and its dtype."""
         yield tuple(self._archive.var.column_dims())
-        with _open(self._archive, FileNames.ROWPTR.value) as pointers:
+        with open_file(self._archive, FileNames.ROWPTR.value) as pointers:
             for file in (*files, pointers):
                 status = file.status
                 yield status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, self._archive.dtypes[file.path.name]
@@ -102,22 +106,31 @@ class RawPlot:
         return Read(files[1], 0, self._archive.data.nbytes, self.data)
 
     def pieces(self, files: Sequence[reader.File], *, is_whole: bool) -> Iterator[Piece]:
-        """Cut rows into pieces. Raises ArchiveError for one with more elements than genes, which must hold one twice."""
+        """Cut rows into pieces. Raises what `raw_check` does."""
         archive = self._archive
         width, depth = archive.indices.itemsize, archive.data.itemsize
         for first, pointers, n_vars in pieces(archive, archive.var, PIECE_ELEMENTS):
-            longest = int(np.diff(pointers).max())
-            if n_vars is not None and longest > n_vars:
-                row = first + int(np.diff(pointers).argmax())
-                raise ArchiveError(
-                    f"{archive.path / FileNames.COLPTR.value}: row {row} holds {longest:,} elements, the archive has {n_vars:,} genes: "
-                    f"some are there twice; bring the rows into canonical form with `scdl-gpu convert --canonical`"
-                )
+            check = raw_check(archive, first, pointers, n_vars)
             start, stop = int(pointers[0]), int(pointers[-1])
             reads = [Read(files[0], start * width, stop * width, self.indices + start * width)]
             if not is_whole:
                 reads.append(Read(files[1], start * depth, stop * depth, self.data + start * depth))
-            yield Piece(tuple(reads), partial(_check_raw, archive, first, pointers, n_vars))
+            yield Piece(tuple(reads), check)
+
+
+def raw_check(archive: RawArchive, first: int, pointers: NDArray[np.int64], n_vars: int | None) -> Callable[..., bool]:
+    """Give the check of rows from `first` on, whose row pointers, (rows + 1,), are checked themselves.
+
+    Raises ArchiveError for one with more elements than genes, which must hold one twice.
+    """
+    longest = int(np.diff(pointers).max())
+    if n_vars is not None and longest > n_vars:
+        row = first + int(np.diff(pointers).argmax())
+        raise ArchiveError(
+            f"{archive.path / FileNames.COLPTR.value}: row {row} holds {longest:,} elements, the archive has {n_vars:,} genes: "
+            f"some are there twice; bring the rows into canonical form with `scdl-gpu convert --canonical`"
+        )
+    return partial(_check_raw, archive, first, pointers, n_vars)
 
 
 def _check_raw(
@@ -140,7 +153,7 @@ class PackedPlot:
 
     def open(self) -> Iterator[reader.File]:
         """Open the file of the shard."""
-        yield reader.File(self._shard.path)
+        yield open_shard(self._shard)
 
     def facts(self, files: Sequence[reader.File]) -> Iterator[tuple[Any, ...]]:
         """Tell which file, and of what state it is."""
@@ -160,8 +173,13 @@ class PackedPlot:
             last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + PIECE_ELEMENTS, side="right")) - 1)
             start, stop = 4 * int(offsets[first]), 4 * int(offsets[last])
             read = Read(files[0], shard.payload_start + start, shard.payload_start + stop, self.payload + start)
-            yield Piece((read,), partial(_check_packed, shard, first, last))
+            yield Piece((read,), packed_check(shard, first, last))
             first = last
+
+
+def packed_check(shard: PackedShard, first: int, last: int) -> Callable[[NDArray[np.uint8]], bool]:
+    """Give the check of the payload of rows first..last-1."""
+    return partial(_check_packed, shard, first, last)
 
 
 def _check_packed(shard: PackedShard, first: int, last: int, payload: NDArray[np.uint8]) -> bool:
@@ -258,10 +276,10 @@ class InPlace:
 class Bounced:
     """Pieces are read to page-locked buffers, in turn, and uploaded; values go straight to the device where the reader can."""
 
-    def __init__(self, device: Device, size_bytes: int) -> None:
+    def __init__(self, device: Device, slab: torch.Tensor) -> None:
         self._device, self._ring = device, deque[Buffers]()
         self._is_direct = reader.reaches_device()
-        self.slab = device.allocate(size_bytes)
+        self.slab = slab
         if self._is_direct:
             device.record().wait()  # waits, once: kvikio's writes are in no stream, the memory's last use may still be
 
@@ -272,7 +290,7 @@ class Bounced:
     def buffers(self, piece: Piece) -> Buffers:
         """Give the buffers that were delivered longest ago; made anew while there are fewer than pieces under way."""
         sizes = [read.stop - read.start for read in piece.reads]
-        starts = np.cumsum([0, *map(padded, sizes)])
+        starts = np.cumsum([0, *(-(-size // PAGE_BYTES) * PAGE_BYTES for size in sizes)])
         needed = int(starts[-2]) + sizes[-1]
         memory = torch.empty(0, dtype=torch.uint8)
         if len(self._ring) == THREADS:
@@ -311,31 +329,30 @@ def fill(layout: Layout, sink: Sink, progress: Progress) -> list[bool]:
                     whole.file.read(whole.start, whole.stop, there)
                     progress(whole.stop - whole.start)
                 some = plot.pieces(files, is_whole=there is not None)
-                is_sorted.append(_copy_pieces(some, sink, lambda piece, buffers: pool.submit(_load, piece, buffers), progress))
+                is_sorted.append(all(copy_pieces(some, sink, pool, progress)))
     return is_sorted
 
 
-def _copy_pieces(some: Iterator[Piece], sink: Sink, submit: Callable[[Piece, Buffers], "Future[bool]"], progress: Progress) -> bool:
-    """Read and check pieces in threads, THREADS at a time, and deliver them in order; return whether all rows ascend."""
+def copy_pieces(some: Iterator[Piece], sink: Sink, pool: Executor, progress: Progress) -> list[bool]:
+    """Read and check pieces in threads, THREADS at a time, and deliver them in order; return for each whether its rows ascend."""
     pending: deque[tuple[Piece, Buffers, Future[bool]]] = deque()
-    is_sorted = True
+    is_sorted = []
 
-    def finish() -> bool:
+    def finish() -> None:
         piece, buffers, future = pending[0]
-        ascending = future.result()
+        is_sorted.append(future.result())
         pending.popleft()
         sink.deliver(piece, buffers)
         progress(sum(part.numel() for part in buffers.parts))
-        return ascending
 
     try:
         for piece in some:
             if len(pending) == THREADS:
-                is_sorted &= finish()
+                finish()
             buffers = sink.buffers(piece)
-            pending.append((piece, buffers, submit(piece, buffers)))
+            pending.append((piece, buffers, pool.submit(_load, piece, buffers)))
         while pending:
-            is_sorted &= finish()
+            finish()
     finally:
         for _, _, future in pending:
             future.cancel()
@@ -350,10 +367,26 @@ def _load(piece: Piece, buffers: Buffers) -> bool:
     return piece.check(*(part.numpy() for part in buffers.parts))
 
 
-def _open(archive: RawArchive, name: str) -> reader.File:
+def open_file(archive: RawArchive, name: str, *, is_direct: bool = False) -> reader.File:
     """Open a file of `archive`. Raises ArchiveError where it is not the one that was opened with it."""
-    file = reader.File(archive.path / name)
+    file = reader.File(archive.path / name, is_direct=is_direct)
     if archive.stamp and archive.stamp[ARRAY_FILES.index(name)] != (file.status.st_dev, file.status.st_ino):
+        file.close()
+        raise ArchiveError(f"{file.path} was replaced since the archive was opened: open it anew")
+    return file
+
+
+def open_shard(shard: PackedShard, *, is_direct: bool = False) -> reader.File:
+    """Open the file of a packed shard. Raises ArchiveError where its header is not the one that was opened with the archive."""
+    file = reader.File(shard.path, is_direct=is_direct)
+    digest = torch.empty(DIGEST_BYTES, dtype=torch.uint8)
+    try:
+        file.read(HEADER_BYTES - DIGEST_BYTES, HEADER_BYTES, digest)
+        is_same = digest.numpy()[::-1].tobytes().hex() == shard.digest
+    except BaseException:
+        file.close()
+        raise
+    if not is_same:
         file.close()
         raise ArchiveError(f"{file.path} was replaced since the archive was opened: open it anew")
     return file

@@ -285,7 +285,7 @@ def test_row_sampler_gives_the_same_batches(archive: Path) -> None:
         ({"batch_size": 0}, "batch_size is 0"),
         ({"placement": "device"}, "placement"),
         ({"placement": "somewhere"}, "somewhere"),
-        ({"windows": True}, "windows"),
+        ({"windows": True, "sampler": [0]}, "excludes sampler"),
         ({"prefetch": -1}, "prefetch is -1"),
         ({"rank": 3}, "give both, or neither"),
     ],

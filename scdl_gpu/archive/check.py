@@ -163,7 +163,7 @@ def _pieces(archive: RawArchive, first: int, last: int, elements: int) -> Iterat
     """Row pointers of rows first..last-1 in pieces of at most `elements`, or one row: (first row, (rows + 1,) int64), checked."""
     for top in range(first, last, PIECE):
         pointers = archive.indptr[top : min(last, top + PIECE) + 1].astype(np.int64)
-        _check_pointers(archive.path / FileNames.ROWPTR.value, pointers, top, archive.nnz)
+        check_pointers(archive.path / FileNames.ROWPTR.value, pointers, top, archive.nnz)
         start, n = 0, pointers.size - 1
         while start < n:
             fitting = int(np.searchsorted(pointers, pointers[start] + elements, side="right")) - 1
@@ -172,7 +172,8 @@ def _pieces(archive: RawArchive, first: int, last: int, elements: int) -> Iterat
             start = stop
 
 
-def _check_pointers(file: Path, pointers: NDArray[np.int64], start: int, nnz: int) -> None:
+def check_pointers(file: Path, pointers: NDArray[np.int64], start: int, nnz: int) -> None:
+    """Raise ArchiveError naming the first of row pointers, from that of row `start` on, that falls or leaves 0..nnz."""
     falls = np.flatnonzero(np.diff(pointers) < 0)
     outside = np.flatnonzero((pointers < 0) | (pointers > nnz))
     if falls.size:
@@ -220,7 +221,7 @@ def _read_through(file: Path, array: Array) -> None:
 def _check_graph(graph: Graph, file: Path, n_rows: int) -> None:
     graph.check(file, n_rows)
     for start in range(0, n_rows, PIECE):
-        _check_pointers(file, graph.indptr[start : start + PIECE + 1].astype(np.int64), start, int(graph.indices.size))
+        check_pointers(file, graph.indptr[start : start + PIECE + 1].astype(np.int64), start, int(graph.indices.size))
     for start in range(0, graph.indices.size, PIECE):
         piece: NDArray[Any] = np.asarray(graph.indices[start : start + PIECE])
         if int(piece.max()) >= n_rows:

@@ -4,6 +4,7 @@ Knows tables of gene orders and how batches number genes, not rows. Orders are m
 so a thousand shards of one order need one table; the shard that a table is taken from is checked when it is taken.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,14 @@ class GeneOrders:
         if is_stored:
             self._check_stored(shards, owners)
             self.places[:] = 0
+
+    def of(self, numbers: NDArray[np.integer[Any]]) -> "GeneOrders":
+        """Give the orders of the parts `numbers`, (p,), of these, in the same tables."""
+        chosen = copy.copy(self)
+        counts = np.diff(self.firsts)[numbers]
+        chosen.firsts = np.concatenate(([0], np.cumsum(counts)))
+        chosen.places = self.places[np.repeat(self.firsts[numbers] - chosen.firsts[:-1], counts) + np.arange(chosen.firsts[-1])]
+        return chosen
 
     @property
     def table(self) -> NDArray[Any]:

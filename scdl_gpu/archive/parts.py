@@ -7,7 +7,7 @@ that are equal are one, by their hashes, so that a thousand shards of one order 
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,9 +57,9 @@ class Share(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A raw archive, or a shard of a packed one. first: its first row, as the archive counts them.
+    """A raw archive, or a shard of a packed one, or some of their rows. first: the first row of the shard, as the archive counts them.
 
-    table: row pointers, or entries of rows; limit: the nonzeros, or the words, that they may not exceed.
+    table: row pointers, or entries of rows; limit: the nonzeros, or the words, that they may not exceed. skipped: rows before these.
     """
 
     archive: Archive
@@ -68,6 +68,7 @@ class Part(NamedTuple):
     n_rows: int
     table: NDArray[Any]
     limit: int
+    skipped: int = 0
 
     @property
     def key(self) -> Any:
@@ -77,7 +78,8 @@ class Part(NamedTuple):
     def name(self, row: int) -> str:
         """Name a row, as this part counts them, for an error."""
         if self.shard is None:
-            return f"{self.archive.path}: row {row}"
+            return f"{self.archive.path}: row {self.skipped + row}"
+        row += self.skipped
         return f"{self.shard.path}: row {row}" + (f" (row {self.first + row} of the archive)" if self.first else "")
 
 
@@ -93,21 +95,29 @@ def parts_of(archive: Archive) -> Iterator[Part]:
 
 
 class Parts:
-    """All parts of archives with `n_vars` genes each, one after the other; rows are numbered over all of them.
+    """Parts with `n_vars` genes each, one after the other; rows are numbered over all of them. orders: of the same parts."""
 
-    is_stored: columns are numbered as the packed parts have them, see `GeneOrders`; raises what that does.
-    """
-
-    def __init__(self, archives: Sequence[Archive], n_vars: int, *, is_stored: bool = False) -> None:
-        self.parts = tuple(part for archive in archives for part in parts_of(archive))
+    def __init__(self, parts: Sequence[Part], orders: GeneOrders, n_vars: int) -> None:
+        self.parts = tuple(parts)
         self.is_packed = np.array([part.shard is not None for part in self.parts], bool)
-        self.orders = GeneOrders([part.shard for part in self.parts], n_vars, is_stored=is_stored)
-        self._n_vars = n_vars
+        self.orders = orders
+        self.n_vars = n_vars
         self._ends: Ints = np.cumsum([part.n_rows for part in self.parts], dtype=np.int64)
         self._addresses = np.array([part.table.ctypes.data for part in self.parts], np.uint64)
         self._entry_bytes = np.array([part.table.itemsize for part in self.parts], np.uint8)
         self._limits = np.array([part.limit for part in self.parts], np.int64)
         self._unchecked = self.is_packed.copy()
+
+    @classmethod
+    def of(cls, archives: Sequence[Archive], n_vars: int, *, is_stored: bool = False) -> Self:
+        """Give all parts of archives. is_stored: columns are numbered as the packed parts have them; raises what `GeneOrders` does."""
+        parts = [part for archive in archives for part in parts_of(archive)]
+        return cls(parts, GeneOrders([part.shard for part in parts], n_vars, is_stored=is_stored), n_vars)
+
+    @property
+    def ends(self) -> Ints:
+        """Rows up to the end of each part, (parts,)."""
+        return self._ends
 
     @property
     def n_rows(self) -> int:
@@ -152,7 +162,7 @@ class Parts:
         packed = np.empty(n if self.is_packed.any() else 0, ROW)
         where = (self._ends, self._addresses, self._entry_bytes, self._limits)
         if self.is_packed.any():
-            orders = (self.orders.firsts, self.orders.places, self._n_vars)
+            orders = (self.orders.firsts, self.orders.places, self.n_vars)
             bad = pointers.mixed_pointers(*where, *orders, rows, number, starts, packed, indptr)
         elif is_one:
             bad = pointers.row_pointers(self.parts[0].table, rows, self._limits[0], starts, indptr)

@@ -4,7 +4,9 @@ Knows what a GPU does with memory and order, as far as Python can see it: upload
 them, memory runs out, what is not initialised is rubbish, and every allocation ends where it ends.
 """
 
+import contextlib
 import ctypes
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,6 +36,7 @@ class EmulatedDevice:
         self._launcher = launcher or Emulator()
         self._enqueued: list[Callable[[], Any]] = []
         self._n_done = 0
+        self._lock = threading.RLock()
 
     def memory(self) -> tuple[int, int]:
         """Return free and total bytes."""
@@ -71,12 +74,14 @@ class EmulatedDevice:
         """
         _check_alike(host, device)
         address, size_bytes = host.data_ptr(), host.nbytes
-        self._enqueued.append(lambda: ctypes.memmove(device.data_ptr(), address, size_bytes))
+        with self._lock:
+            self._enqueued.append(lambda: ctypes.memmove(device.data_ptr(), address, size_bytes))
 
     def download(self, device: torch.Tensor, host: torch.Tensor) -> None:
         """Enqueue a copy, as `upload` does."""
         _check_alike(device, host)
-        self._enqueued.append(lambda: host.copy_(device))
+        with self._lock:
+            self._enqueued.append(lambda: host.copy_(device))
 
     def pin(self, memory: torch.Tensor) -> int:
         """Note that the memory is page-locked."""
@@ -94,19 +99,31 @@ class EmulatedDevice:
 
     def launch(self, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[int | float], shared_bytes: int = 0) -> None:
         """Run a kernel on the emulator, after what was enqueued before it."""
-        self.flush(len(self._enqueued))
-        self.launches += 1
-        self._launcher.launch(name, grid, block, args, shared_bytes)
+        with self._lock:
+            self.flush(len(self._enqueued))
+            self.launches += 1
+            self._launcher.launch(name, grid, block, args, shared_bytes)
 
     def record(self) -> "EmulatedEvent":
         """Mark the end of what is enqueued."""
-        return EmulatedEvent(self, self._n_done + len(self._enqueued))
+        with self._lock:
+            return EmulatedEvent(self, self._n_done + len(self._enqueued))
+
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        """Go on with the one stream that there is."""
+        return contextlib.nullcontext()
 
     def flush(self, n: int) -> None:
         """Do the first n of what is enqueued."""
-        for _ in range(n):
-            self._enqueued.pop(0)()
-            self._n_done += 1
+        with self._lock:
+            for _ in range(min(n, len(self._enqueued))):
+                self._enqueued.pop(0)()
+                self._n_done += 1
+
+    def flush_to(self, position: int) -> None:
+        """Do what was enqueued before a point in the order."""
+        with self._lock:
+            self.flush(max(0, position - self._n_done))
 
     @property
     def n_done(self) -> int:
@@ -127,7 +144,7 @@ class EmulatedEvent:
     def wait(self) -> None:
         """Do what is enqueued before it."""
         self._device.waits += 1
-        self._device.flush(max(0, self._position - self._device.n_done))
+        self._device.flush_to(self._position)
 
 
 def _check_alike(source: torch.Tensor, target: torch.Tensor) -> None:

@@ -1,0 +1,105 @@
+"""Parts cut into extents: runs of rows whose bytes are read at one go.
+
+Knows row pointers and row tables, not which extents are in memory together. Where an extent ends is found by bisection, some
+twenty looks each, so that the table of 100 M rows is not read for it. The price is that extents differ in rows.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl_gpu.archive.constants import FileNames
+from scdl_gpu.archive.parts import Part
+from scdl_gpu.reader import PAGE_BYTES
+
+Ints = NDArray[np.int64]
+MOST_ROWS = 1 << 16
+"""Of an extent: rows without elements take no bytes in the files, but entries of the row table in memory."""
+
+
+class Cuts(NamedTuple):
+    """Extents of parts, in their order, (e,) each: number of the part, first row as the part counts them, rows, and bytes.
+
+    size_bytes: the most that any rows of the extent take in memory, whole pages and their entries of the row table included.
+    """
+
+    part: NDArray[np.int32]
+    first: Ints
+    n_rows: Ints
+    size_bytes: Ints
+
+
+class Strand(NamedTuple):
+    """Bytes start..stop-1 of a file."""
+
+    path: Path
+    start: int
+    stop: int
+
+    @property
+    def pages(self) -> tuple[int, int]:
+        """Begin and end of the whole pages that hold them."""
+        return self.start // PAGE_BYTES * PAGE_BYTES, -(-self.stop // PAGE_BYTES) * PAGE_BYTES
+
+
+def cut(parts: Sequence[Part], size_bytes: int) -> Cuts:
+    """Cut `parts` into extents of at most `size_bytes` of rows, or of one row. Parts of the same files are looked at once."""
+    known: dict[Any, tuple[Ints, Ints]] = {}
+    cuts = [Cuts(np.zeros(0, np.int32), *(np.zeros(0, np.int64),) * 3)]
+    for number, part in enumerate(parts):
+        if part.key not in known:
+            known[part.key] = _cut_part(part, size_bytes)
+        bounds, sizes = known[part.key]
+        cuts.append(Cuts(np.full(sizes.size, number, np.int32), bounds[:-1], np.diff(bounds), sizes))
+    return Cuts(*(np.concatenate(column) for column in zip(*cuts, strict=True)))
+
+
+def strands(part: Part, start: int, stop: int) -> Iterator[Strand]:
+    """Give the bytes of elements start..stop-1 of a raw part, columns and then values, or of words of a packed one."""
+    for path, begin, width in _columns(part):
+        yield Strand(path, begin + start * width, begin + stop * width)
+
+
+def starts(part: Part) -> Callable[[Any], Ints]:
+    """Return the function that tells where rows begin, of any (k,) numbers 0..n_rows: in elements, or in words."""
+    if part.shard is None:
+        return lambda rows: np.asarray(part.table[rows]).astype(np.int64)
+    return lambda rows: np.asarray(part.table["offset"][rows]).astype(np.int64)
+
+
+def _columns(part: Part) -> tuple[tuple[Path, int, int], ...]:
+    """Give the files of a part: path, where its elements begin, and bytes of each."""
+    if part.shard is not None:
+        return ((part.shard.path, part.shard.payload_start, 4),)
+    path, dtypes = part.archive.path, part.archive.dtypes
+    return tuple((path / name, 0, np.dtype(dtypes[name]).itemsize) for name in (FileNames.COLPTR.value, FileNames.DATA.value))
+
+
+def _cut_part(part: Part, size_bytes: int) -> tuple[Ints, Ints]:
+    """Return the rows between which a part is cut, 0 and its rows included, and the bytes of each extent."""
+    start, files = starts(part), _columns(part)
+    width = sum(item for _, _, item in files)
+    ends = start(np.array([0, part.n_rows]))
+    goals = np.arange(ends[0], ends[1], max(1, size_bytes // width), dtype=np.int64)[1:]
+    bounds = np.unique(np.concatenate((_last_at_most(start, part.n_rows, goals), np.arange(0, part.n_rows, MOST_ROWS), [0, part.n_rows])))
+    elements = np.diff(start(bounds))
+    sizes = elements * width + np.diff(bounds) * _entry_bytes(part) + 2 * PAGE_BYTES * len(files)
+    return bounds, sizes
+
+
+def _entry_bytes(part: Part) -> int:
+    """Bytes of a row in the table of a window: a row pointer of 8, or an entry of a packed shard."""
+    return 8 if part.shard is None else part.table.itemsize
+
+
+def _last_at_most(start: Callable[[Any], Ints], n_rows: int, goals: Ints) -> Ints:
+    """Find for each goal the last row that begins at it or before, by bisection over all goals at once."""
+    low, high = np.zeros(goals.size, np.int64), np.full(goals.size, n_rows, np.int64)
+    while (low < high).any():
+        middle = (low + high + 1) // 2
+        is_before = start(middle) <= goals
+        low, high = np.where(is_before, middle, low), np.where(is_before, high, middle - 1)
+    return low
