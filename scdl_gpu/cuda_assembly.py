@@ -17,10 +17,13 @@ from scdl_gpu.archive.parts import Extents, Parts, Share
 from scdl_gpu.assembly import ALL_GENES, Assembler, CpuAssembler, Ints, Made, Output, Wanted, check_index
 from scdl_gpu.backend import index_dtype
 from scdl_gpu.buffers import Arrived, Courier, Parcel, Part
-from scdl_gpu.device import Device, device_of, size_words
+from scdl_gpu.device import Device, device_of, padded, size_words
 from scdl_gpu.errors import DeviceError
 from scdl_gpu.faults import Faults
 from scdl_gpu.kernels.gpu import Table
+from scdl_gpu.kernels.packed import ORDER
+from scdl_gpu.kernels.packed import PACKED as PACKED_SHARD
+from scdl_gpu.kernels.shards import FAULTS, SHARD, kind_of
 from scdl_gpu.placement import Placed, Plan, choose, place
 from scdl_gpu.shards import Shards
 from scdl_gpu.window import Window, upload
@@ -51,8 +54,6 @@ class CudaAssembler:
     threads = 1
 
     def __init__(self, shards: Shards, output: Output, device: Device, placed: Placed, *, batch_size: int) -> None:
-        from scdl_gpu.kernels.shards import kind_of
-
         self._shards, self._output, self._device, self._placed = shards, output, device, placed
         self.torch_device = device.torch_device
         self._kind = kind_of(str(output.dtype).removeprefix("torch."))
@@ -313,6 +314,7 @@ def assembler_for(
         host_budget=budgets[1],
         output_bytes=_output_bytes(shards, output, batch_size),
         may_stream=may_stream,
+        table_bytes=_table_bytes(shards, output),
     )
     streamed = None
     if plan.window_bytes:
@@ -344,6 +346,15 @@ def _output_bytes(shards: Shards, output: Output, batch_size: int) -> int:
     if output.kind == "dense":
         return 2 * batch_size * output.width * output.dtype.itemsize
     return 2 * int(batch_size * shards.nnz / max(1, shards.n_rows)) * (8 + output.dtype.itemsize)
+
+
+def _table_bytes(shards: Shards, output: Output) -> int:
+    """Bytes that a CudaAssembler has on the device beside rows: tables of parts and of gene orders, these orders, lut, faults."""
+    parts = shards.parts
+    counts = {SHARD: len(parts.parts), PACKED_SHARD: len(parts.parts) if parts.is_packed.any() else 0, ORDER: len(parts.orders.table)}
+    sizes = [count * dtype.itemsize for dtype, count in counts.items()]
+    sizes += [table.nbytes for table in parts.orders.tables if table is not None]
+    return sum(map(padded, [*sizes, 4 * FAULTS, 0 if output.lut is None else output.lut.nbytes]))
 
 
 @contextmanager

@@ -60,6 +60,7 @@ def choose(
     host_budget: float | None = None,
     output_bytes: int = 0,
     may_stream: bool = True,
+    table_bytes: int = 0,
 ) -> Plan:
     """Choose the placement of `archives` for `device`, None being the CPU.
 
@@ -68,6 +69,8 @@ def choose(
     windows: True demands windows, False rows that are all resident; None takes windows where nothing else fits. Two share the budget
     of their kind of memory; where none is given each has at most WINDOW_BYTES, and a power of two. A step down from the device is
     logged as a warning. may_stream: False where the order is not ours to choose.
+    table_bytes: what lies on the device beside rows wherever those are placed, tables of shards and gene orders; it is taken off
+    the budget.
     Raises ValueError for arguments, DeviceError with the sizes where the rows do not fit.
     """
     if placement not in PLACEMENTS:
@@ -81,7 +84,7 @@ def choose(
     host = _host_room(layout, host_budget, is_shared=device is not None and not windows)
     if device is None:
         return _choose_host(size_bytes, host, windows, may_stream=may_stream)
-    room = _device_room(device, memory_budget, output_bytes)
+    room = _device_room(device, memory_budget, output_bytes, table_bytes)
     if windows:
         kind: Kind = "host" if placement == "host" else "pinned" if placement == "pinned" else "device"
         return _stream(size_bytes, kind, room if kind == "device" else host, "as asked for")
@@ -133,12 +136,13 @@ class _Room:
         raise DeviceError(f"{self.miss(size_bytes)}; choose {cure}")
 
 
-def _device_room(device: Device, asked: float | None, output_bytes: int) -> _Room:
+def _device_room(device: Device, asked: float | None, output_bytes: int, table_bytes: int) -> _Room:
     free, total = device.memory()
     limit = _budget_bytes("memory_budget", asked, free)
     if limit is None:
         limit = max(0, free - max(RESERVE_BYTES, output_bytes))
-    return _Room(limit, f"the budget of {size_words(limit)} on {device.name}, {size_words(free)} of {size_words(total)} being free", asked)
+    words = f"the budget of {size_words(limit)} on {device.name}, {size_words(free)} of {size_words(total)} being free"
+    return _Room(max(0, limit - table_bytes), words + (f", {size_words(table_bytes)} of it for tables" if table_bytes else ""), asked)
 
 
 def _host_room(layout: Layout, budget: float | None, *, is_shared: bool) -> _Room:

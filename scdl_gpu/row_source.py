@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl_gpu.archive.constants import FileNames, smallest_uint_dtype
+from scdl_gpu.archive.dtypes import exact_dtype
 from scdl_gpu.archive.maps import Array
 from scdl_gpu.archive.packed import PackedArchive
 from scdl_gpu.archive.parts import DAMAGED_TEXT, NO_SLOTS, Archive, Parts
@@ -82,6 +83,13 @@ class PackedRows:
 
     @cached_property
     def _parts(self) -> Parts:
+        kinds = {shard.dtype for shard in self._archive.shards}
+        if kinds and exact_dtype(kinds) is None:
+            names = " and of ".join(sorted(kind.name for kind in kinds))
+            raise ArchiveError(
+                f"{self._archive.path} has shards of {names}, and no dtype holds the values of all exactly: rows are not read in one; "
+                f"make a raw archive of it with `scdl-gpu unpack --data-dtype DTYPE`, which refuses to change a value"
+            )
         return Parts.of([self._archive], self.widest)
 
     def cell(self, row: int) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -8,7 +8,7 @@ not by statistics of them, which differ between archives of the same genes.
 import operator
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from scdl_gpu.archive.blocks import Block
 from scdl_gpu.archive.columns import Column
+from scdl_gpu.archive.dtypes import exact_dtype
 from scdl_gpu.archive.features import VariableFeatureIndex
 from scdl_gpu.archive.packed import open_archive
 from scdl_gpu.archive.parts import Archive, Extents, Part, Parts
@@ -26,6 +27,8 @@ from scdl_gpu.backend import BATCH_DTYPES, PACKED_DTYPES
 Ints = NDArray[np.int64]
 NAMES, UNNAMED = "var_names", "var_feature_id"
 """What errors call the names of genes; the column that has them in archives of bionemo-scdl without other columns of var."""
+CHECKED = {"uint64": np.dtype(np.int64)}
+"""What torch computes in for what it cannot: each value is checked when it is met."""
 TEXT = ("categorical", "string", "mixed")
 """Kinds of columns that hold text."""
 
@@ -44,10 +47,26 @@ class Shards:
         self.archives = tuple(archives)
         self._paths = {path: os.path.realpath(path) for path in {archive.path for archive in archives}}  # of now: directories change
         self.n_vars = _common_width(archives)
-        self.dtype = _common_dtype(archives)
         self.gene_order = gene_order
         self.parts = Parts.of(archives, self.n_vars, is_stored=gene_order == "stored")
         self.n_rows, self.nnz = self.parts.n_rows, sum(archive.nnz for archive in archives)
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values of a sparse batch: the one that holds all that is stored, and that torch computes in.
+
+        Raises ValueError where there is none: 64-bit integers and floats.
+        """
+        found = {(part.archive.dtype if part.shard is None else part.shard.dtype).name: part.archive.path for part in self.parts.parts}
+        common = exact_dtype(CHECKED.get(name, np.dtype(name)) for name in found or ["float32"])
+        if common is None:
+            named = ", ".join(f"{path}: {name}" for name, path in found.items())
+            raise ValueError(
+                f"no dtype of a batch holds the values of all archives exactly ({named}); choose one: dtype=torch.float64 rounds integers "
+                f"above 2^53, dtype=torch.int64 refuses values that are no integers"
+            )
+        made: np.dtype[Any] = (BATCH_DTYPES | PACKED_DTYPES).get(common.name, common)
+        return made
 
     @property
     def var(self) -> VariableFeatureIndex:
@@ -190,10 +209,3 @@ def _described(block: Block) -> dict[str, Callable[[], Column]]:
     if names is None and UNNAMED in columns:
         return {NAMES: columns.pop(UNNAMED)} | columns
     return columns if names is None else {NAMES: lambda: names} | columns
-
-
-def _common_dtype(archives: Sequence[Archive]) -> np.dtype[Any]:
-    """Return the dtype of the values of a batch: what torch computes in for what is stored, and the widest of several."""
-    stored = {archive.dtype.name: archive.dtype for archive in archives}
-    made = BATCH_DTYPES | PACKED_DTYPES | {"uint64": np.dtype(np.int64)}
-    return np.result_type(*(made.get(name, dtype) for name, dtype in stored.items()))

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from scdl_gpu import ArchiveError, GPUBatchLoader, SingleCellMemMapDataset
 from scdl_gpu.archive import orders as gene_orders
 from scdl_gpu.archive.packed import open_packed
+from scdl_gpu.pack import concat, pack, unpack
 
 STORED = ["uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
 VAR = ["g7", 3, "g39"]
@@ -175,12 +176,99 @@ def test_dtypes_of_a_mixed_list_meet(tmp_path: Path) -> None:
     paths = {source: write_packed(tmp_path / source, matrix("int64"), source) for source in ("uint8", "int16", "int64", "float32")}
     raw = write(tmp_path / "raw", matrix(), data_dtype="uint16")
     expected = {
-        ("uint8",): torch.uint8, ("int16", "uint8"): torch.int32, ("int16", "int64"): torch.int64, ("int16", "float32"): torch.float64,
+        ("uint8",): torch.uint8, ("int16", "uint8"): torch.int32, ("int16", "int64"): torch.int64, ("int16", "float32"): torch.float32,
     }  # fmt: skip
 
     for names, dtype in expected.items():
         assert next(iter(GPUBatchLoader([paths[name] for name in names], 8, device="cpu"))).x.dtype == dtype
     assert next(iter(GPUBatchLoader([paths["uint8"], raw], 8, device="cpu"))).x.dtype == torch.int32
+
+
+PAIRS = {
+    ("uint8", "float16"): torch.float16, ("int8", "float16"): torch.float16, ("int16", "float16"): torch.float32,
+    ("uint16", "float32"): torch.float32, ("int16", "float32"): torch.float32, ("int32", "float32"): torch.float64,
+    ("uint32", "float32"): torch.float64, ("int32", "float64"): torch.float64, ("bool", "float16"): torch.float16,
+    ("bool", "int8"): torch.int32, ("int8", "uint16"): torch.int32, ("int16", "uint32"): torch.int64, ("int64", "uint8"): torch.int64,
+    ("int16", "uint16", "float32"): torch.float32, ("float16", "float32"): torch.float32,
+}  # fmt: skip
+"""Dtypes that meet, and the narrowest in which torch computes with the values of all of them."""
+
+
+@pytest.mark.parametrize("sources", PAIRS, ids="-".join)
+def test_joined_archives_give_the_batches_of_a_list(sources: tuple[str, ...], tmp_path: Path) -> None:
+    """Archives of different dtypes, joined or one beside the other: the same dtype, and every value exactly, the largest too."""
+    parts, paths = [], []
+    for k, source in enumerate(sources):
+        x = matrix("int64", seed=k)
+        largest = {"bool": 1, "float16": 2048, "float32": 2**24, "float64": 2**53}.get(source) or int(np.iinfo(source).max)
+        x.data = np.minimum(x.data, largest)
+        x.data[::5] = largest
+        parts.append(x.toarray())
+        paths.append(write_packed(tmp_path / source, x, source))
+    expected = np.concatenate(parts)
+    joined = concat(paths, tmp_path / "joined")
+
+    for dataset in (joined, paths):
+        for batch in GPUBatchLoader(dataset, 64, device="cpu", shuffle=False):
+            assert batch.x.dtype == PAIRS[sources]
+            found = np.zeros((len(batch.rows), N_VARS), np.int64)
+            places = np.repeat(np.arange(len(batch.rows)), np.diff(batch.x.crow_indices().numpy()))
+            found[places, batch.x.col_indices().numpy()] = batch.x.values().numpy()
+            np.testing.assert_array_equal(found, expected[batch.rows.numpy()])
+    dataset = SingleCellMemMapDataset(joined)
+    for row in range(0, len(dataset), 7):
+        values, columns = dataset.get_row(row)[0]
+        assert columns.tolist() == np.flatnonzero(expected[row]).tolist()
+        assert values.tolist() == expected[row][columns].tolist()
+
+
+def small() -> sp.csr_matrix:
+    """Make counts that every integer dtype holds."""
+    x = matrix("int64")
+    x.data = x.data % 100 + 1
+    return x
+
+
+@pytest.mark.parametrize(("sources", "cure"), [
+    (("float32", "int64"), "int64 RAW --data-dtype float64"), (("uint64", "float64"), "uint64 RAW --data-dtype float64"),
+    (("uint64", "int8"), "int8 RAW --data-dtype uint64"), (("int16", "int64", "float16"), "int64 RAW --data-dtype float64"),
+])  # fmt: skip
+def test_archives_without_a_dtype_for_all_are_not_joined(sources: tuple[str, ...], cure: str, tmp_path: Path) -> None:
+    """What would be rounded when it is read is refused with the dtypes and the way out, which leads there; nothing is written."""
+    paths = [write_packed(tmp_path / source, small(), source) for source in sources]
+
+    with pytest.raises(ValueError, match=rf"{sources[0]}: {sources[0]}, .*`scdl-gpu unpack .*{cure}`"):
+        concat(paths, tmp_path / "joined")
+    assert not (tmp_path / "joined").exists()
+
+    wide = tmp_path / cure.split()[0]
+    unpack(wide, tmp_path / "raw", data_dtype=cure.split()[-1])
+    pack(tmp_path / "raw", tmp_path / "new")
+    joined = concat([tmp_path / "new" if path == wide else path for path in paths], tmp_path / "joined")
+    assert (SingleCellMemMapDataset(joined).rows(slice(None)) != sp.vstack([small()] * len(paths))).nnz == 0
+
+
+@pytest.mark.parametrize("sources", [("float32", "int64"), ("float64", "uint64")])
+def test_archives_joined_without_a_dtype_for_all_are_not_rounded(
+    sources: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that lies there already opens and verifies; rows are not read in a dtype that rounds them, and the errors say how they are."""
+    paths = [write_packed(tmp_path / source, small(), source) for source in sources]
+    with monkeypatch.context() as patch:
+        patch.setattr("scdl_gpu.pack.join._check_dtypes", lambda archives: None)
+        joined = concat(paths, tmp_path / "joined")
+
+    dataset = SingleCellMemMapDataset(joined)
+
+    assert len(dataset) == 2 * N_ROWS
+    for read in (lambda: dataset.get_row(1), lambda: dataset.rows([0, -1]), lambda: dataset.__getitems__([3, 4])):
+        with pytest.raises(ArchiveError, match=rf"shards of {sources[0]} and of {sources[1]}.*unpack --data-dtype"):
+            read()
+    for archives in (joined, paths):
+        with pytest.raises(ValueError, match=r"no dtype of a batch holds .*dtype=torch.float64"):
+            GPUBatchLoader(archives, 8, device="cpu")
+        assert next(iter(GPUBatchLoader(archives, 8, device="cpu", dtype=torch.float64))).x.dtype == torch.float64
+    assert unpack(joined, tmp_path / "raw", data_dtype="float64").is_dir()
 
 
 @pytest.mark.parametrize("options", OUTPUTS, ids=lambda options: "-".join(map(str, options)) or "csr")
@@ -202,7 +290,7 @@ def test_stored_order_needs_one_order(raw: Path, packed: Path, grouped: Path, tm
     plain = write_packed(tmp_path / "plain", matrix(), orders=0)
 
     for paths, message in (
-        ([grouped], r"grouped.shard-00000\.scdp has another gene order than .*grouped.shard-00000"),
+        ([grouped], r"grouped.shard-00000\.scdp has rows in several gene orders.*packed with groups.*`scdl-gpu unpack`.*`scdl-gpu pack`"),
         ([packed, unlike], r"packed.shard-00000\.scdp has another gene order than .*unlike"),
         ([raw, packed], r"packed.shard-00000\.scdp has a gene order of its own, the raw archives have that of var; leave out gene_order"),
     ):
@@ -211,6 +299,21 @@ def test_stored_order_needs_one_order(raw: Path, packed: Path, grouped: Path, tm
     assert GPUBatchLoader([raw, plain], device="cpu", gene_order="stored").var_order.tolist() == list(range(N_VARS))
     with pytest.raises(ValueError, match="gene_order is 'rank', expected 'var' or 'stored'"):
         GPUBatchLoader(packed, device="cpu", gene_order="rank")
+
+
+@pytest.mark.parametrize("options", [{}, {"output": "dense", "var": VAR}], ids=["all", "some"])
+def test_gene_orders_are_counted_in_the_budget(options: dict[str, Any], grouped: Path, raw: Path) -> None:
+    """What a loader has on the device before its first batch, rows and tables, is what a budget must allow, to the byte."""
+
+    def there(budget: int | None) -> tuple[str, int]:
+        device = EmulatedDevice()
+        with GPUBatchLoader([grouped, raw], 8, device=device, memory_budget=budget, **options) as loader:
+            return repr(loader), device.allocated_bytes
+
+    _, needed = there(None)
+
+    assert "placement device" in there(needed)[0]
+    assert "placement pinned" in there(needed - 1)[0]
 
 
 def test_a_loader_resumes_where_it_was(raw: Path, packed: Path) -> None:

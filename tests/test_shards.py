@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -200,13 +201,27 @@ def test_dtypes_meet_in_one_that_holds_all(make: Make) -> None:
     x = rows(3)
     expected = {
         ("uint8",): "uint8", ("uint16",): "int32", ("uint32",): "int64", ("uint64",): "int64", ("float16",): "float16",
-        ("uint8", "uint16"): "int32", ("uint8", "float16"): "float16", ("uint16", "float32"): "float64",
-        ("float16", "float64"): "float64", ("uint8", "float32"): "float32", ("uint16", "uint64"): "int64",
+        ("uint8", "uint16"): "int32", ("uint8", "float16"): "float16", ("uint16", "float32"): "float32", ("uint32", "float32"): "float64",
+        ("float16", "float64"): "float64", ("uint8", "float32"): "float32", ("uint16", "uint64"): "int64", ("uint16", "float16"): "float32",
     }  # fmt: skip
 
     found = {names: Shards([make(x, data_dtype=name) for name in names]).dtype.name for names in expected}
 
     assert found == expected
+
+
+@pytest.mark.parametrize("wide", ["float16", "float32", "float64"])
+def test_integers_of_64_bits_and_floats_do_not_meet(make: Make, wide: str) -> None:
+    """No dtype holds all values of both: sparse batches need a dtype= that says what to do; dense ones are float32, as ever."""
+    archives = [make(rows(3), data_dtype=name) for name in ("uint64", wide)]
+    paths = [archive.path for archive in archives]
+
+    with pytest.raises(ValueError, match=rf"exactly \(.*{paths[0].name}: uint64, .*{paths[1].name}: {wide}\); .*dtype=torch.float64"):
+        GPUBatchLoader(paths, 2, device="cpu")
+
+    asked: dict[torch.dtype, dict[str, Any]] = {dtype: {"dtype": dtype} for dtype in (torch.float64, torch.int64)}
+    for made, options in (asked | {torch.float32: {"output": "dense"}}).items():
+        assert next(iter(GPUBatchLoader(paths, 2, device="cpu", **options))).x.dtype == made
 
 
 def test_pickling_carries_paths(make: Make, tmp_path: Path) -> None:

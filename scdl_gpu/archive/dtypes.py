@@ -1,4 +1,4 @@
-"""Which dtype each array of a raw archive has.
+"""Which dtype each array of a raw archive has, and which dtype values of several have in common.
 
 Knows the header, file sizes and the first values; the header decides, except where the files show that it is
 wrong. bionemo-scdl leaves such archives: it casts and widens the arrays of a reopened archive and keeps the old
@@ -7,6 +7,7 @@ can err; archives of this package record a hash of their first HEAD_BYTES, 0.1 m
 """
 
 import logging
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,18 @@ DEFAULT_DTYPES: dict[str, str] = {
     FileNames.NEIGHBOR_VALUES.value: "float32",
 }
 """dtype of each array file where nothing says otherwise."""
+
+
+def exact_dtype(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any] | None:
+    """Return the dtype that NumPy gives values of all these, None where it would round some of them.
+
+    No float holds all integers of 64 bits, and no integer those of int64 and uint64; narrower ones meet in a float wide enough.
+    """
+    kinds = set(dtypes)
+    made = np.result_type(*kinds)
+    digits = np.finfo(made).nmant + 1 if made.kind == "f" else 64
+    widest = max((8 * dtype.itemsize - (dtype.kind == "i") for dtype in kinds if dtype.kind in "iu"), default=0)
+    return made if widest <= digits else None
 
 
 def value_record(directory: Path, dtype: str, nnz: int) -> dict[str, str]:

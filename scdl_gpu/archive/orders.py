@@ -99,7 +99,10 @@ class GeneOrders:
 
     def _check_stored(self, shards: Sequence[PackedShard | None], owners: list[PackedShard]) -> None:
         """Raise ValueError naming shards with different orders."""
-        cure = 'leave out gene_order="stored", or pack without groups, in one order'
+        cure = 'leave out gene_order="stored", or bring all into one order: `scdl-gpu unpack`, join, and `scdl-gpu pack` without --group-by'
+        several = next((shard for shard in shards if shard is not None and len(shard.orders) > 1), None)
+        if several is not None:
+            raise ValueError(f"{several.path} has rows in several gene orders, {len(several.orders)}: it was packed with groups; {cure}")
         if len(owners) > 1:
             raise ValueError(f"{owners[0].path} has another gene order than {owners[1].path}; {cure}")
         if None in shards and self.tables and self.tables[0] is not None:
