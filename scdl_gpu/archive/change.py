@@ -115,11 +115,11 @@ def copy(archive: "Archive", path: Path) -> None:
 
 
 def check_outside(output_path: str | os.PathLike[str], sources: Iterable[Path]) -> None:
-    """Raise ValueError where `output_path` lies inside one of the archives that it is made from."""
+    """Raise ValueError where `output_path` lies inside one of the archives, or directories, that it is made from."""
     above = Path(os.path.realpath(output_path)).parents
     inside = next((source for source in sources if Path(os.path.realpath(source)) in above), None)
     if inside is not None:
-        raise ValueError(f"output_path {output_path} lies inside {inside}, which is one of the inputs; choose a path outside")
+        raise ValueError(f"{output_path} lies inside {inside}, which is one of the inputs; choose a path outside")
 
 
 def destroy(path: Path, archives: "Iterable[Archive]") -> bool:
@@ -189,8 +189,9 @@ def join_into(
 ) -> None:
     """Write the rows of `archives`, one after the other, to `path`, which must not exist; with `replace`, in place of the first of them.
 
-    progress: see `join`.
+    progress: see `join`. Raises ValueError for a path inside one of them.
     """
+    check_outside(path, [archive.path for archive in archives])
     needed = needed_bytes(archives, data_dtype)
     if replace:
         staging = Staging.change(path, replaced=(*ARRAY_FILES, *DESCRIPTION, *BESIDE), needed_bytes=needed)

@@ -13,6 +13,12 @@ from scdl_gpu.errors import SourceError
 
 __all__ = ["convert_h5ad"]
 
+PACKED_REASONS = (
+    "their values are exact; leave it out, or convert into a raw archive with that tolerance and pack it",
+    "they are canonical; leave it out, or convert into a raw archive to keep every row as it is",
+    "files are read one after the other, by threads of this process on all cores; leave it out",
+)
+
 
 def convert_h5ad(
     h5ad: Any,
@@ -79,13 +85,10 @@ def _pack(sources: list[Any], path: Path, what: dict[str, Any], how: dict[str, A
 
 
 def refuse_for_packed(given: Mapping[str, bool]) -> None:
-    """Raise ValueError naming what was given that packing has no use for."""
-    for name, is_given in given.items():
+    """Raise ValueError naming what was given that packing has no use for: a tolerance, rows as they are, workers, in this order."""
+    for (name, is_given), why in zip(given.items(), PACKED_REASONS, strict=True):
         if is_given:
-            raise ValueError(
-                f"{name} does not go with packed rows: they are canonical, exact, and made by threads of this process; "
-                f"leave it out, or convert into a raw archive first and pack that"
-            )
+            raise ValueError(f"{name} does not go with packed rows: {why}")
 
 
 def _keys(name: str, keys: Sequence[str]) -> tuple[str, ...]:

@@ -35,15 +35,17 @@ def pack(
     shard_bytes: what a shard aims at. stored_dtype: of the values, where the archive does not record it.
     progress: True, False, or None: a bar on a terminal. It appears after two seconds.
 
-    Raises FileExistsError where something is at `packed`; SourceError for rows that cannot be packed, naming row and column;
-    ValueError for an unknown column; ArchiveError for a damaged archive, a full disk, or another writer at work.
+    Raises FileExistsError where something is at `packed`; SourceError for rows that cannot be packed, naming row and column, and
+    for what is no raw archive; ValueError for an unknown column, and a `packed` inside `raw`; ArchiveError for a damaged archive, a
+    full disk, or another writer at work.
     """
     from scdl_gpu.pack.archive import Options, pack_sources
-    from scdl_gpu.pack.origin import Wanted
+    from scdl_gpu.pack.origin import Wanted, check_raw
 
     options = Options(
         wanted=Wanted(stored_dtype=stored_dtype), group_by=group_by, reorder_var=reorder_var, shard_bytes=shard_bytes, progress=progress
     )
+    check_raw(Path(raw))
     return pack_sources([Path(raw)], Path(packed), options)
 
 
@@ -61,8 +63,8 @@ def unpack(
         that holds every value exactly. Where none does, SourceError: "float64" with a `tolerance` then rounds.
     tolerance, progress: as of `convert_h5ad`.
 
-    Returns the path of the archive. Raises FileExistsError where something is at `raw`; ArchiveError for a damaged archive,
-    naming shard and row, a full disk, or another writer at work.
+    Returns the path of the archive. Raises FileExistsError where something is at `raw`; ValueError for a `raw` inside `packed`;
+    ArchiveError for a damaged archive, naming shard and row, a full disk, or another writer at work.
     """
     from scdl_gpu.pack.raw import unpack_archive
 
@@ -74,14 +76,13 @@ def concat(archives: Sequence[str | os.PathLike[str]], output: str | os.PathLike
     """Join packed archives of the same genes, one after the other, into a new one at `output`; shards are linked, or copied.
 
     obs is joined; neighbours, obsm and obsp are kept as by the concat of raw archives. Returns the path of the archive.
-    Raises FileExistsError where something is at `output`, and ValueError where genes differ, or there is no archive.
+    Raises FileExistsError where something is at `output`, and ValueError where genes differ, no dtype holds the values of all
+    exactly, `output` lies inside one of them, or there is no archive.
     """
-    from scdl_gpu.archive.change import check_outside
     from scdl_gpu.archive.packed import open_packed
     from scdl_gpu.pack.join import concat_packed
 
     if not archives:
         raise ValueError("no archives to join: the list is empty")
-    check_outside(output, map(Path, archives))
     concat_packed([open_packed(Path(path)) for path in archives], Path(output))
     return Path(output)

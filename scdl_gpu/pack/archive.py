@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl_gpu.archive.change import check_outside
 from scdl_gpu.archive.commit import Staging, check_space
 from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
 from scdl_gpu.archive.packed import finish_packed
@@ -38,6 +39,8 @@ SPOOL = "spool"
 MARGIN = 1.05
 """Of the estimate of bytes: samples are not exact."""
 FOLDER_BYTES = 1 << 20
+CODED = ("categorical", "string", "mixed")
+"""Kinds of columns that have codes already."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def pack_sources(sources: Sequence[Any], packed: Path, options: Options) -> Repo
         raise ValueError("reorder_var (--reorder-var) stores var in the one gene order there is; group_by (--group-by) makes several")
     if os.path.lexists(packed):
         raise FileExistsError(f"{packed} exists already; choose another path, or remove it first")
+    check_outside(packed, [Path(source) for source in sources if isinstance(source, str | os.PathLike)])
     with ExitStack() as stack:
         origins = [stack.enter_context(opened(source, options.wanted)) for source in sources]
         return _Packing(origins, packed, options).run()
@@ -182,7 +186,7 @@ class _Packing:
             **report_of(record.finished()),
             source_bytes=None if None in sizes else sum(size for size in sizes if size is not None),
             mended=record.mended,
-            gains=orders.gains,
+            gains=None if self._groups is None else orders.gains,
             gain=orders.gain,
             n_orders=len(orders.tables),
             taken_over=taken_over,
@@ -207,8 +211,10 @@ def _check_alike(origins: Sequence[Origin], options: Options) -> int:
 def groups_of(obs: ObservedFeatureIndex, column: str) -> tuple[NDArray[np.int64], list[str]]:
     """Number the groups that an obs column parts rows into: (n_rows,), -1 where it is missing, and their names."""
     values = obs.column(column)
-    try:
+    if values.kind in CODED:
         codes, names = values.codes()
-    except TypeError:
-        names, codes = np.unique(values.to_numpy(), return_inverse=True)
-    return np.asarray(codes, np.int64), [str(name) for name in names]
+        return codes, [str(name) for name in names]
+    found, missing = values.comparable()
+    codes = np.full(missing.size, -1, np.int64)
+    names, codes[~missing] = np.unique(found[~missing], return_inverse=True)
+    return codes, [str(name) for name in names]

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
+from scdl_gpu.archive.raw import PACKED, read_metadata
 from scdl_gpu.archive.writer import ArrayWriter
 from scdl_gpu.convert.archive import features
 from scdl_gpu.convert.archive_source import OWN_ENTRIES, copy_beside, is_archive, names_only, open_archive
@@ -55,6 +57,17 @@ class Origin:
     metadata: dict[str, Any]
     size_bytes: int | None
     stamp: list[Any] | None
+
+
+def check_raw(path: Path) -> None:
+    """Raise SourceError unless something that may be a raw archive is at `path`, saying what is there instead."""
+    if not path.exists():
+        raise SourceError(f"{path}: no such directory; a raw archive is expected here")
+    if not is_archive(path):
+        what = f"a directory without {FileNames.HEADER.value}" if path.is_dir() else "a file"
+        raise SourceError(f"{path} is {what}, and no raw archive; an h5ad is packed by `scdl-gpu convert --packed`")
+    if (path / FileNames.METADATA.value).is_file() and PACKED in read_metadata(path):
+        raise SourceError(f"{path} is packed already; to pack it otherwise, make a raw archive of it first with `scdl-gpu unpack`")
 
 
 @contextmanager

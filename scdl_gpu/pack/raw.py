@@ -7,6 +7,7 @@ value exactly; where none does, that is said, and nothing is rounded unless aske
 import dataclasses
 from pathlib import Path
 
+from scdl_gpu.archive.change import check_outside
 from scdl_gpu.archive.commit import Staging
 from scdl_gpu.archive.packed import open_packed
 from scdl_gpu.archive.writer import finish
@@ -24,6 +25,7 @@ def unpack_archive(packed: Path, raw: Path, *, data_dtype: str, tolerance: float
     """Unpack an archive to `raw`, which must not exist; see `unpack`."""
     check_data_dtype(data_dtype)
     check_tolerance(tolerance, data_dtype)
+    check_outside(raw, [packed])
     archive = open_packed(packed)
     matrix = PackedMatrix(archive)
     kinds = {shard.dtype.name for shard in archive.shards}

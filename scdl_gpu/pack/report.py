@@ -20,7 +20,8 @@ class Report:
     """What packing did.
 
     packed_bytes: payloads and row tables; shard_bytes: whole files; source_bytes: the arrays of a raw archive, or the h5ad files,
-    None in memory. mended: what was not canonical. taken_over: shards that a writer who died had finished.
+    None in memory. mended: what was not canonical. gains: of the groups that were tried, None where none were asked for.
+    taken_over: shards that a writer who died had finished.
     """
 
     path: Path
@@ -33,7 +34,7 @@ class Report:
     shard_bytes: int
     source_bytes: int | None
     mended: Mended
-    gains: tuple[Gain, ...] = ()
+    gains: tuple[Gain, ...] | None = None
     gain: float = 0.0
     n_orders: int = 1
     taken_over: int = 0
@@ -53,7 +54,7 @@ class Report:
             "packed": f"{self.bytes_per_nonzero:.3f} bytes per nonzero, {self.shard_bytes / nnz:.3f} with tables and padding{before}",
             "canonical": _mended(self.mended),
         }
-        return facts | ({"groups": _groups(self.gains, self.gain)} if self.gains else {})
+        return facts | ({} if self.gains is None else {"groups": _groups(self.gains, self.gain)})
 
 
 def report_of(shards: Sequence[PackedShard]) -> dict[str, int]:
@@ -73,6 +74,8 @@ def _mended(mended: Mended) -> str:
 
 
 def _groups(gains: Sequence[Gain], gain: float) -> str:
+    if not gains:
+        return "one gene order for all: no group could be tried; the column has no value in any row, or the genes are too many"
     kept = [one for one in gains if one.is_kept]
     named = sorted(kept or gains, key=lambda one: -one.gain)
     lines = [f"{one.name}: {one.gain:.1%} of {one.rows:,} rows" for one in named[:MOST_GROUPS]]

@@ -75,6 +75,15 @@ def test_outputs_that_exist_are_refused(run: Callable, archives: list[Path], tmp
     assert (archives[0] / "data.npy").read_bytes() == before
 
 
+def test_outputs_inside_an_input_are_refused(run: Callable, archives: list[Path]) -> None:
+    """An archive holds nothing but its own files."""
+    result = run("concat", *archives, archives[1] / "all")
+
+    assert result.exit_code == 1
+    assert f"{archives[1] / 'all'} lies inside {archives[1]}" in result.stderr
+    assert not (archives[1] / "all").exists()
+
+
 def test_damaged_archives_are_named(run: Callable, archives: list[Path], tmp_path: Path) -> None:
     """An archive cut short is named with its file, and nothing is written."""
     with (archives[1] / "data.npy").open("r+b") as file:
