@@ -1,4 +1,4 @@
-"""SingleCellCollection: a directory of raw archives, one for each h5ad file, on their way to being one.
+"""SingleCellCollection: a directory of archives, one for each h5ad file, on their way to being one.
 
 Knows which archives there are and in which order; each is whole on its own, so a conversion of many files
 that dies half-way keeps those that were done, and the directory can be opened again.
@@ -20,9 +20,8 @@ from scdl_gpu.archive import change
 from scdl_gpu.archive.commit import make_directory, rewrite, space_errors, sync, tidy
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.features import VariableFeatureIndex
-from scdl_gpu.archive.join import common_dtype
 from scdl_gpu.convert.workers import Processes
-from scdl_gpu.dataset import DATA, SingleCellMemMapDataset
+from scdl_gpu.dataset import SingleCellMemMapDataset, join
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.row_dataset import SingleCellRowDatasetCore
 from scdl_gpu.version import __version__
@@ -263,8 +262,9 @@ class SingleCellCollection(SingleCellRowDatasetCore):
 
         Features, names and neighbours are kept. destroy_on_copy: remove the archives afterwards, and the directory
         if nothing else is in it; archives that other writers added or changed since they were opened, and other files, stay,
-        with a warning. extend_copy_size is accepted and not needed. Raises FileExistsError, ValueError for an empty collection, or
-        for integer and float values mixed.
+        with a warning. extend_copy_size is accepted and not needed. Packed archives, of the same genes, share their shards with the
+        new one, which is packed. Raises FileExistsError, ValueError for an empty collection, an output inside one of its archives, or
+        integer and float values mixed; NotRawError for packed and raw ones mixed.
         """
         del extend_copy_size
         if not self.fname_to_mmap:
@@ -272,8 +272,7 @@ class SingleCellCollection(SingleCellRowDatasetCore):
         if destroy_on_copy and Path(output_path).resolve().is_relative_to(self._path.resolve()):
             raise ValueError(f"{output_path} lies in {self.data_path}, which destroy_on_copy removes; choose a path outside")
         datasets = list(self.fname_to_mmap.values())
-        data_dtype = common_dtype((str(dataset.data_path), dataset.dtypes[DATA]) for dataset in datasets)
-        change.join_into([dataset.raw_archive("flatten") for dataset in datasets], Path(output_path), data_dtype=data_dtype)
+        join(datasets, Path(output_path), "flatten together with raw ones")
         if destroy_on_copy:
             self.fname_to_mmap, self._var_feature_index = {}, VariableFeatureIndex()
             self._destroy(datasets)

@@ -326,7 +326,7 @@ class SingleCellMemMapDataset(ArchiveRows):
                 )
         target = self._path if output_path is None else Path(output_path).absolute()
         change.check_outside(target, [dataset._path for dataset in datasets])
-        _join(datasets, target, replace=output_path is None)
+        join(datasets, target, "concat with raw ones", replace=output_path is None)
         sources: dict[Path, list[Archive]] = {}
         for dataset in datasets:
             sources.setdefault(Path(os.path.realpath(dataset._path)), []).append(dataset.archive)
@@ -372,12 +372,15 @@ class SingleCellMemMapDataset(ArchiveRows):
         check_identity(self._archive, pickled)
 
 
-def _join(datasets: list[SingleCellMemMapDataset], target: Path, *, replace: bool) -> None:
-    """Write the rows of all datasets to `target`: raw ones into one raw archive, packed ones, without a look at their rows, as one."""
+def join(datasets: list[SingleCellMemMapDataset], target: Path, action: str, *, replace: bool = False) -> None:
+    """Write the rows of all datasets to `target`: raw ones into one raw archive, packed ones, without a look at their rows, as one.
+
+    Raises NotRawError for packed and raw ones mixed, naming the `action` that needs arrays, and ValueError as joining does.
+    """
     packed = [dataset.archive for dataset in datasets if isinstance(dataset.archive, PackedArchive)]
     if len(packed) == len(datasets):
         concat_packed(packed, target, replace=replace)
         return
-    archives = [dataset.raw_archive("concat with raw ones") for dataset in datasets]
+    archives = [dataset.raw_archive(action) for dataset in datasets]
     data_dtype = common_dtype((str(dataset.data_path), dataset.dtypes[DATA]) for dataset in datasets)
     change.join_into(archives, target, data_dtype=data_dtype, replace=replace)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from scdl_gpu import SingleCellMemMapDataset
+from scdl_gpu import SingleCellMemMapDataset, convert_h5ad
 from scdl_gpu.collection import SingleCellCollection
+from scdl_gpu.errors import NotRawError
 
 Make = Callable[..., scipy.sparse.csr_matrix]
 
@@ -186,3 +187,43 @@ def test_a_collection_of_one_is_flattened(make: Make, sources: Path, tmp_path: P
 
     np.testing.assert_array_equal(dense(SingleCellMemMapDataset(tmp_path / "flat")), matrix.toarray())
     assert SingleCellCollection(tmp_path / "collection").number_of_rows() == 5
+
+
+def test_packed_archives_are_flattened_into_a_packed_one(make: Make, sources: Path, tmp_path: Path) -> None:
+    """Their shards are linked, rows, names and neighbours follow each other; the collection can be destroyed then."""
+    matrices = [make(f"{name}.h5ad", n_rows) for name, n_rows in (("a", 3), ("b", 4))]
+    for name in "ab":
+        convert_h5ad(sources / f"{name}.h5ad", tmp_path / "collection" / name, obsp=["next_cell_ids"], packed=True)
+    collection = SingleCellCollection(tmp_path / "collection")
+    inodes = [(tmp_path / "collection" / name / "shard-00000.scdp").stat().st_ino for name in "ab"]
+
+    collection.flatten(tmp_path / "flat", destroy_on_copy=True)
+
+    flat = SingleCellMemMapDataset(tmp_path / "flat", load_neighbors=True)
+    np.testing.assert_array_equal(dense(flat), np.concatenate([matrix.toarray() for matrix in matrices]))
+    assert [file.stat().st_ino for file in sorted((tmp_path / "flat").glob("*.scdp"))] == inodes
+    assert flat.obs_names.tolist() == [f"{name}.h5ad-{i}" for name, n in (("a", 3), ("b", 4)) for i in range(n)]
+    assert flat.get_neighbor_indices_for_cell(6).tolist() == [3]
+    assert not (tmp_path / "collection").exists()
+
+
+def test_packed_and_raw_archives_are_not_flattened_together(make: Make, sources: Path, tmp_path: Path) -> None:
+    """The error names the packed one, and the way out."""
+    make("a.h5ad")
+    for name, packed in (("a", False), ("b", True)):
+        convert_h5ad(sources / "a.h5ad", tmp_path / "collection" / name, packed=packed)
+
+    with pytest.raises(NotRawError, match=r"collection/b is a packed archive: .*flatten together with raw ones; .*`scdl-gpu unpack`"):
+        SingleCellCollection(tmp_path / "collection").flatten(tmp_path / "flat")
+
+    assert not (tmp_path / "flat").exists()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_nothing_is_flattened_into_an_archive(make: Make, sources: Path, tmp_path: Path, packed: bool) -> None:
+    """An archive of the collection holds nothing but its own files."""
+    make("a.h5ad")
+    convert_h5ad(sources / "a.h5ad", tmp_path / "collection" / "a", packed=packed)
+
+    with pytest.raises(ValueError, match=r"a/flat lies inside .*/a, which is one of the inputs"):
+        SingleCellCollection(tmp_path / "collection").flatten(tmp_path / "collection" / "a" / "flat")
