@@ -20,11 +20,17 @@ def concat(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where the new archive goes; nothing may be there yet.")],
     stored_dtype: StoredDtypeOption = None,
 ) -> None:
-    """Join archives, one after the other.
+    """Join archives, one after the other: raw ones into a raw one, packed ones into a packed one.
 
-    Files are copied in pieces, in little memory; the archives stay as they are. Genes may differ: each archive keeps its
-    own. obs and var columns, names and neighbours are kept, obsm and obsp where every archive has them.
-    Values must be all integers or all floats. Packed archives, of the same genes, share their files with the new one.
+    The archives stay as they are. obs and var columns, names and neighbours are kept, obsm and obsp where every archive
+    has them.
+
+    Of raw archives, files are copied in pieces, in little memory. Genes may differ: each archive keeps its own. Values
+    must be all integers or all floats.
+
+    Packed archives share their files with the new one (they are copied where the file system has no hard links). Genes
+    must be the same, in the same order. Each keeps its dtype; 64-bit integers beside floats, and uint64 beside signed
+    integers, are refused, since no dtype holds the values of both.
 
     \b
     scdl-gpu concat day1 day2 day3 all

@@ -26,14 +26,19 @@ def _matrix(x: str) -> str:
     return x
 
 
-Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE", help="h5ad files, directories of them, archives.")]
+Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE", help="h5ad files, directories of them, raw archives.")]
 Target = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Where the new archive goes; nothing may be there yet.")]
 MatrixOption = Annotated[
     str, typer.Option("--x", callback=_matrix, metavar="auto|X|raw|layers/NAME", help="auto: raw where present, else X.")
 ]
 DtypeOption = Annotated[
     str | None,
-    typer.Option(callback=dtype_of, metavar="DTYPE", help=DTYPE_HELP, show_default="the narrowest that holds every value exactly"),
+    typer.Option(
+        callback=dtype_of,
+        metavar="DTYPE",
+        help=DTYPE_HELP,
+        show_default="the narrowest that holds every value exactly; packed: that of the file",
+    ),
 ]
 ToleranceOption = Annotated[
     float, typer.Option(metavar="DIFFERENCE", min=0, help="Largest difference accepted between a value and what is stored for it.")
@@ -45,7 +50,8 @@ ObspOption = Annotated[
 ]
 NoObsOption = Annotated[bool, typer.Option("--no-obs", help="Of obs keep the names of the cells only.")]
 WorkersOption = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Processes that convert files side by side.", show_default="one per core")
+    int | None,
+    typer.Option(metavar="N", min=1, help="Processes that convert files side by side; not with --packed.", show_default="one per core"),
 ]
 CanonicalOption = Annotated[
     bool,
@@ -85,7 +91,12 @@ def convert(
 
     Several sources become one archive, in the order given. Of a directory all *.h5ad files below it are taken, sorted
     by path. Genes may differ from file to file. Memory does not grow with the files; nothing is at ARCHIVE until
-    everything is. An archive as a source is written anew, with all it has: in canonical form, or in another dtype.
+    everything is. A raw archive as a source is written anew, with all it has: in canonical form, in another dtype, or
+    packed. A packed one is no source: `scdl-gpu unpack` makes a raw one of it.
+
+    With --packed all sources have the same genes, values keep the dtype of the file, which --data-dtype changes where it
+    holds every value exactly, and --obsm and --obsp are for one source. It does without --tolerance, --as-stored and
+    --workers.
 
     \b
     scdl-gpu convert pbmc.h5ad pbmc

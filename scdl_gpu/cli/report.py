@@ -43,7 +43,7 @@ DataDtypeOption = Annotated[
 ]
 
 StoredDtypeOption = Annotated[
-    str | None, typer.Option(callback=dtype_of, metavar="DTYPE", help="Dtype of the values of archives that do not record it.")
+    str | None, typer.Option(callback=dtype_of, metavar="DTYPE", help="Dtype of the values of raw archives that do not record it.")
 ]
 
 

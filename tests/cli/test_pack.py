@@ -89,12 +89,61 @@ def test_convert_packs_at_once(run, make_h5ad, tmp_path):
     assert result.exit_code == 0, result.output
     assert re.search(r"^packed +[\d.]+ bytes per nonzero", result.stdout, re.M)
     assert open_packed(tmp_path / "packed").nnz == anndata.read_h5ad(path).X.nnz
-    for option in (["--as-stored"], ["--workers", "2"], ["--tolerance", "1"]):
-        refused = run("convert", path, tmp_path / "other", "--packed", *option)
+    reasons = {"--as-stored": "they are canonical", "--workers=2": "by threads of this process on all cores", "--tolerance=1": "exact"}
+    for option, why in reasons.items():
+        refused = run("convert", path, tmp_path / "other", "--packed", option)
         assert refused.exit_code == 1
-        assert f"{option[0]} does not go with packed rows" in refused.stderr
+        assert f"{option.partition('=')[0]} does not go with packed rows: " in refused.stderr
+        assert why in refused.stderr
     assert run("convert", path, tmp_path / "other", "--reorder-var").exit_code == 2
     assert not (tmp_path / "other").exists()
+
+
+def test_help_of_convert_holds_for_packed_archives(run, raw, make_h5ad, tmp_path):
+    """A packed archive is no source, a raw one is; the dtype is the file's or one that holds all; genes are the same; obsm of one."""
+    run("pack", raw, tmp_path / "packed")
+    path, other = make_h5ad("f.h5ad", 30, 60, dtype="float32"), make_h5ad("o.h5ad", 30, 61)
+    source = anndata.read_h5ad(path)
+    source.obsm["X_pca"] = np.ones((30, 2))
+    source.write_h5ad(path)
+    words = " ".join(run("convert", "--help").stdout.split())
+    for sentence in ("A packed one is no source", "values keep the dtype of the file", "all sources have the same genes"):
+        assert sentence in words
+
+    for source, options, message in (
+        ([tmp_path / "packed"], [], "`scdl-gpu unpack`"),
+        ([tmp_path / "packed"], ["--packed"], "`scdl-gpu unpack`"),
+        ([path, other], ["--packed"], "different genes"),
+        ([path, path], ["--packed", "--obsm", "X_pca"], "obsm and obsp of several sources"),
+    ):
+        refused = run("convert", *source, tmp_path / "new", *options)
+        assert refused.exit_code == 1
+        assert message in refused.stderr
+    for source, options, dtype in ((path, [], "float32"), (path, ["--data-dtype", "uint16"], "uint16"), (raw, [], "uint8")):
+        done = run("convert", source, tmp_path / f"new-{dtype}", "--packed", *options)
+        assert done.exit_code == 0, done.output
+        assert f"nonzeros, as {dtype}" in done.stdout
+
+
+def test_help_of_concat_holds_for_packed_archives(run, make_h5ad, tmp_path):
+    """Genes must be the same; dtypes may differ where one holds the values of all."""
+    words = " ".join(run("concat", "--help").stdout.split())
+    assert "Genes must be the same, in the same order" in words
+    paths = {}
+    for name, genes, dtype in (("a", 60, "float32"), ("b", 60, "int32"), ("c", 60, "int64"), ("d", 61, "float32")):
+        paths[name] = tmp_path / name
+        assert run("convert", make_h5ad(f"{name}.h5ad", 30, genes, dtype=dtype), paths[name], "--packed").exit_code == 0
+
+    joined = run("concat", paths["a"], paths["b"], tmp_path / "joined")
+    genes = run("concat", paths["a"], paths["d"], tmp_path / "new")
+    dtypes = run("concat", paths["a"], paths["c"], tmp_path / "new")
+
+    assert joined.exit_code == 0, joined.output
+    assert "as float64" in joined.stdout
+    assert (genes.exit_code, dtypes.exit_code) == (1, 1)
+    assert "other genes than" in genes.stderr
+    assert f"`scdl-gpu unpack {paths['c']} RAW --data-dtype float64`" in dtypes.stderr
+    assert not (tmp_path / "new").exists()
 
 
 def test_concat_joins_packed_archives(run, raw, tmp_path):
