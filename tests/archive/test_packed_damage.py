@@ -2,27 +2,38 @@
 
 import functools
 import itertools
+import os
 import re
 import struct
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import xxhash
 from archive.test_packed_golden import decoded
 from archives.write_packed import Case, write_case
+from emulator import build
+from emulator.packed_flips import hashed, row_of, wrong_places
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from scdl_gpu.archive.features import ObservedFeatureIndex, VariableFeatureIndex
+from scdl_gpu.archive.packed import finish_packed, open_packed
 from scdl_gpu.archive.packed_header import ShardHeader, ShardHeaderError
 from scdl_gpu.archive.packed_shard import PackedShard
+from scdl_gpu.archive.packed_writer import ShardRecord
 from scdl_gpu.errors import ArchiveError, MissingFileError
+from scdl_gpu.row_source import PackedRows
 
 NAME = "shard-00000.scdp"
+ROOT = Path(__file__).resolve().parents[2]
+EVERY = [16, pytest.param(1, marks=pytest.mark.exhaustive)]
 
 
 @functools.cache
@@ -52,18 +63,6 @@ def answer(path: Path) -> tuple[bytes, ...]:
     shard = PackedShard.open(path.parent, path.name)
     shard.verify()
     return tuple(array.tobytes() for array in decoded(shard))
-
-
-def hashed(data: bytes) -> bytes:
-    """Make the hashes of tables, sections and header of a shard right, where their places allow it."""
-    text = bytearray(data)
-    for at in (64, 96):
-        offset, length = struct.unpack_from("<QQ", text, at)
-        struct.pack_into(
-            "<Q", text, at + 16, xxhash.xxh3_64_intdigest(bytes(text[offset : offset + length])) if offset + length < 1 << 30 else 0
-        )
-    struct.pack_into("<Q", text, 4088, xxhash.xxh3_64_intdigest(bytes(text[:4088])))
-    return bytes(text)
 
 
 def flip_all(folder: Path, places: Iterable[int], change: Callable[[int], int]) -> None:
@@ -101,6 +100,62 @@ def test_every_flipped_bit_is_named_or_harmless(tmp_path: Path, bit: int) -> Non
     places = range(len(small_bytes())) if bit == 0 else itertools.chain(*(range(*place) for place in claimed))
 
     flip_all(tmp_path, places, lambda byte: byte ^ 1 << bit)
+
+
+@pytest.mark.parametrize("step", EVERY)
+def test_a_reader_without_verifying_sees_flipped_bytes(tmp_path: Path, step: int) -> None:
+    """Bytes of the whole file, as a dataset reads its rows: an error that names shard and row, or the right rows."""
+    path = small(tmp_path)
+    data, shard = path.read_bytes(), PackedShard.open(tmp_path, NAME)
+    var, obs = VariableFeatureIndex(), ObservedFeatureIndex()
+    var.append_features(shard.n_rows, {"symbol": np.arange(120)})
+    obs.append_features({"number": np.arange(shard.n_rows)})
+    finish_packed(tmp_path, shards=[ShardRecord.of(shard)], var=var, obs=obs)
+    archive = open_packed(tmp_path)
+
+    def rows() -> tuple[bytes, ...]:
+        source = PackedRows(replace(archive, shards=(PackedShard.open(tmp_path, NAME),)))
+        csr = source.gather(np.arange(shard.n_rows), n_vars=120)
+        single = [array.tobytes() for array in source.cell(5)]
+        return csr.indptr.tobytes(), csr.indices.tobytes(), csr.data.tobytes(), *single
+
+    whole, missed = rows(), []
+    for at in range(0, len(data), step):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
+        row = row_of(shard, at)
+        try:
+            right = rows() == whole and row is None
+        except ArchiveError as error:
+            right = str(path) in str(error) and (row is None or f"row {row} does not match its check" in str(error))
+        if not right:
+            missed.append(at)
+
+    assert missed == []
+
+
+@pytest.mark.parametrize("step", EVERY)
+def test_flipped_bytes_under_right_hashes_lead_nowhere(tmp_path: Path, step: int) -> None:
+    """Bytes that mean something, changed with the hashes as they are and with right ones, through all decoders in Numba."""
+    assert list(wrong_places(small(tmp_path), step)) == []
+
+
+@pytest.mark.parametrize("step", EVERY)
+def test_flipped_bytes_under_sanitizers(tmp_path: Path, step: int) -> None:
+    """The same through the emulated kernels, built with ASan and UBSan: not a byte beyond their buffers is touched."""
+    for source in (ROOT / "kernels").glob("*.cu"):
+        build.library(source, "sanitized")
+    environment = os.environ | build.sanitizer_environment()
+
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "kernels" / "sanitized.py"), "--flips", str(step), str(small(tmp_path))],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout == "no fault\n"
 
 
 def test_two_flipped_bits_never_pass() -> None:

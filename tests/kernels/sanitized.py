@@ -1,6 +1,7 @@
 """Runs the cases on the emulator built with ASan and UBSan; the first fault ends the process.
 
-A script, for test_sanitized.py: python sanitized.py SEEDS CASE... (no case: all of them, of raw and packed rows)
+A script, for test_sanitized.py: python sanitized.py SEEDS CASE... (no case: all of them, of raw and packed rows), or
+python sanitized.py --flips STEP SHARD: every STEP-th byte of a packed shard changed, alone.
 """
 
 import sys
@@ -15,7 +16,7 @@ package.__path__ = [str(ROOT / "scdl_gpu")]
 sys.modules["scdl_gpu"] = package
 
 import numpy as np  # noqa: E402
-from emulator import cases, packed_cases  # noqa: E402
+from emulator import cases, packed_cases, packed_flips  # noqa: E402
 from emulator.launcher import Emulator  # noqa: E402
 from emulator.memory import HostMemory  # noqa: E402
 from emulator.packed_batches import Batch  # noqa: E402
@@ -82,5 +83,16 @@ def main(n_seeds: int, names: list[str]) -> None:
     sys.stdout.write(f"{len(chosen)} cases under {n_seeds} orders: no fault\n")
 
 
+def flips(step: int, file: Path) -> None:
+    """Read the shard with every `step`-th of its bytes changed."""
+    wrong = list(packed_flips.wrong_places(file, step, HostMemory(Emulator(1, flavour="sanitized"))))
+    if wrong:
+        sys.exit("\n".join(wrong))
+    sys.stdout.write("no fault\n")
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:])
+    if sys.argv[1] == "--flips":
+        flips(int(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        main(int(sys.argv[1]), sys.argv[2:])
