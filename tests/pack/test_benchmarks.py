@@ -30,6 +30,22 @@ def test_sizes_are_measured(make_h5ad, tmp_path):
     assert text.splitlines()[-1].startswith("a.h5ad")
 
 
+def test_tahoe_is_extrapolated(make_h5ad, tmp_path):
+    """From plates, a real file and its imitation: its size is that of its nonzeros and rows, with an error bar; one plate is too few."""
+    paths = [make_h5ad(f"{k}.h5ad", 200, 80, seed=k) for k in range(4)]
+
+    results, text = run("packed_size.py", "--tahoe", *paths, "--like", paths[0], paths[1], "--out", tmp_path)
+
+    total = results[-1]
+    assert total["what"] == "Tahoe-100M"
+    assert total["rows_bytes"] == total["payload_per_nonzero"] * 145_997_980_995 + 16 * 100_648_790
+    assert total["error_per_nonzero"] == pytest.approx(sum(value**2 for value in total["errors"].values()) ** 0.5)
+    assert total["errors"]["imitation"] > 0
+    assert "GB of files without obs" in text.splitlines()[-1]
+    with pytest.raises(AssertionError, match="two plates or more"):
+        run("packed_size.py", "--tahoe", paths[0], "--out", tmp_path)
+
+
 def test_speed_is_measured(tmp_path):
     """Encoding, packing, unpacking and conversion each have their nonzeros per second."""
     results, _ = run("packing.py", "--rows", 60, "--genes", 300, "--per-row", 40, "--rounds", 1, "--out", tmp_path)
