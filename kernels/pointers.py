@@ -52,8 +52,11 @@ def _stored(address, index_bytes):
 
 @jit
 def _shard_of(ends, row):
-    """Find the first shard that ends after `row`."""
+    """Find the first shard that ends after `row`: in one look where all are as long, as in a list of one shard."""
     shard, last = 0, ends.size - 1
+    guess = min(np.int64(np.float64(row) * ends.size / ends[last]), last)
+    if ends[guess] > row and (guess == 0 or ends[guess - 1] <= row):
+        return guess
     while shard < last:
         middle = (shard + last) // 2
         if ends[middle] > row:
@@ -64,19 +67,21 @@ def _shard_of(ends, row):
 
 
 @jit
-def shard_pointers(ends, indptrs, index_bytes, nnz, rows, out_shard, out_starts, out_indptr):
+def shard_pointers(ends, shard_of, indptrs, index_bytes, nnz, rows, out_shard, out_starts, out_indptr):
     """Where `rows` begin in shards that follow each other, and the row pointers of the batch that they make.
 
-    ends: (s,) int64, rows up to the end of each shard; indptrs: (s,) uint64, addresses of row pointers of index_bytes (s,) each;
-    nnz: (s,) int64; rows: (b,) int64, each 0 <= row < ends[-1].
+    ends: (k,) int64, rows up to the end of each place in the list; shard_of: (k,) int32, the shard that stands there;
+    indptrs: (s,) uint64, addresses of row pointers of index_bytes (s,) each; nnz: (s,) int64;
+    rows: (b,) int64, each 0 <= row < ends[-1].
     out_shard: (b,) int32; out_starts: (b,) int64; out_indptr: (b + 1,) int64.
     Returns OK, or the position of the first row whose pointers do not satisfy 0 <= start <= stop <= nnz.
     """
     total = np.int64(0)
     out_indptr[0] = 0
     for i in range(rows.size):
-        shard = _shard_of(ends, rows[i])
-        local = rows[i] - ends[shard - 1] if shard else rows[i]
+        place = _shard_of(ends, rows[i])
+        local = rows[i] - ends[place - 1] if place else rows[i]
+        shard = shard_of[place]
         address = indptrs[shard] + np.uint64(local) * np.uint64(index_bytes[shard])
         start = _stored(address, index_bytes[shard])
         stop = _stored(address + np.uint64(index_bytes[shard]), index_bytes[shard])
@@ -91,14 +96,15 @@ def shard_pointers(ends, indptrs, index_bytes, nnz, rows, out_shard, out_starts,
 
 @jit
 def mixed_pointers(
-    ends, tables, entry_bytes, limits, first_order, order_of, n_vars, rows, out_shard, out_starts, out_rows, out_indptr
+    ends, shard_of, tables, entry_bytes, limits, first_order, order_of, n_vars, rows, out_shard, out_starts, out_rows, out_indptr
 ):
     """Where `rows` lie in raw and packed shards that follow each other, and the row pointers of the batch that they make.
 
-    ends: (s,) int64, rows up to the end of each shard; tables: (s,) uint64, addresses of its row pointers, or of its row table;
-    entry_bytes: (s,) uint8, of a row pointer, or ENTRY_BYTES for a packed shard; limits: (s,) int64, its nonzeros, or the words
-    of its payload; first_order: (s + 1,) int64, where the gene orders of each begin in `order_of`, (k,) uint16, the place of each
-    in the ORDER table of the call; rows: (b,) int64, each 0 <= row < ends[-1].
+    ends: (k,) int64, rows up to the end of each place in the list; shard_of: (k,) int32, the shard that stands there;
+    tables: (s,) uint64, addresses of the row pointers of each shard, or of its row table; entry_bytes: (s,) uint8, of a row
+    pointer, or ENTRY_BYTES for a packed shard; limits: (s,) int64, its nonzeros, or the words of its payload; first_order:
+    (s + 1,) int64, where the gene orders of each begin in `order_of`, (o,) uint16, the place of each in the ORDER table of the call;
+    rows: (b,) int64, each 0 <= row < ends[-1].
     out_shard: (b,) int32; out_starts: (b,) int64, of raw rows; out_rows: (b,) ROW, of packed ones; out_indptr: (b + 1,) int64.
     Returns OK, or the position of the first row that does not satisfy 0 <= start <= stop <= limit or, of a packed one, whose
     nonzeros exceed n_vars or the bytes it has, or whose order its shard does not have.
@@ -106,8 +112,9 @@ def mixed_pointers(
     total = np.int64(0)
     out_indptr[0] = 0
     for i in range(rows.size):
-        shard = _shard_of(ends, rows[i])
-        local = rows[i] - ends[shard - 1] if shard else rows[i]
+        place = _shard_of(ends, rows[i])
+        local = rows[i] - ends[place - 1] if place else rows[i]
+        shard = shard_of[place]
         address = tables[shard] + np.uint64(local) * np.uint64(entry_bytes[shard])
         if entry_bytes[shard] == ENTRY_BYTES:
             entry = carray(pointer(np.uint64(address)), (8,), np.uint32)
@@ -129,3 +136,14 @@ def mixed_pointers(
         out_shard[i] = shard
         out_indptr[i + 1] = total
     return OK
+
+
+@jit
+def stored_rows(ends, shard_of, firsts, rows, out):
+    """Number rows where every shard counts once: those of a shard that stands in the list often are the same.
+
+    ends, shard_of: as of shard_pointers; firsts: (s,) int64, the number of each shard's first row; rows, out: (b,) int64.
+    """
+    for i in range(rows.size):
+        place = _shard_of(ends, rows[i])
+        out[i] = firsts[shard_of[place]] + (rows[i] - ends[place - 1] if place else rows[i])

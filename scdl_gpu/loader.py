@@ -153,7 +153,7 @@ class GPUBatchLoader(IterableDataset[Batch]):
     def __repr__(self) -> str:
         shards, batches = self._shards, f"batches of {f'a {self._sampled.name}' if self._sampled else self._order.batch_size}"
         order = "" if shards.gene_order == "var" else f" in {shards.gene_order} order"
-        archives = f"{len(shards.archives)} archive{'s' if len(shards.archives) > 1 else ''}"
+        archives = f"{shards.listed.size:,} archive{'s' if shards.listed.size > 1 else ''}"
         return (
             f"GPUBatchLoader({shards.n_rows:,} rows x {shards.n_vars:,} genes, {shards.nnz:,} nonzeros in {archives}; "
             f"{batches} as {self._output}{order}; {self._assembler}{'' if self._windows is None else f'; {self._windows!r}'}"
@@ -333,20 +333,27 @@ def _close(windows: Windows | None, assembler: Assembler) -> None:
 
 
 def _archives(dataset: Source | Sequence[Source]) -> list[Archive]:
-    sources = dataset if isinstance(dataset, Sequence) and not isinstance(dataset, str) else [dataset]
+    """Open what is named, each once; no Python line is run for what stands in the list again."""
+    sources = list(dataset) if isinstance(dataset, Sequence) and not isinstance(dataset, str) else [dataset]
     opened: dict[str, Archive] = {}
-    archives = []
-    for source in sources:
-        if isinstance(source, ArchiveRows):
-            archives.append(source.archive)
-        elif isinstance(source, str | os.PathLike):
-            path = os.path.realpath(source)
-            archives.append(opened.setdefault(path, opened.get(path) or open_archive(Path(source))))
-        else:
-            raise TypeError(
-                f"dataset is a {type(source).__name__}, expected a SingleCellMemMapDataset, the path of an archive, or a list of these"
-            )
-    return archives
+    each = dict(zip(map(id, sources), sources, strict=True))
+    archives = {number: _archive(source, opened) for number, source in each.items()}
+    return list(map(archives.__getitem__, map(id, sources)))
+
+
+def _archive(source: Source, opened: dict[str, Archive]) -> Archive:
+    """Open one archive, unless it is among those `opened`, by paths as they were given and as they are."""
+    if isinstance(source, ArchiveRows):
+        return source.archive
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"dataset is a {type(source).__name__}, expected a SingleCellMemMapDataset, the path of an archive, or a list of these"
+        )
+    given = os.fspath(source)
+    if given not in opened:
+        path = os.path.realpath(given)
+        opened[given] = opened.setdefault(path, opened.get(path) or open_archive(Path(given)))
+    return opened[given]
 
 
 def _check_samplers(sampler: Any, batch_sampler: Any, *, batch_size: int, shuffle: bool | None, drop_last: bool) -> None:

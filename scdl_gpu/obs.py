@@ -1,8 +1,8 @@
 """obs columns as numbers: what a batch carries of each row beside its values.
 
-Knows columns, not batches. Columns are read once, all rows of them, when a loader is made; they stay in the narrowest
-dtype that holds them and become int64 only in a batch. They stay on the host and travel to a device with the row
-numbers: 8 bytes a row, for no memory there.
+Knows columns, not batches. Columns are read once, all rows of them, when a loader is made, those of an archive that stands
+in the list often but once; they stay in the narrowest dtype that holds them and become int64 only in a batch. They stay on
+the host and travel to a device with the row numbers: 8 bytes a row, for no memory there.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ CODED = ("categorical", "string", "mixed")
 
 
 class ObsColumn(NamedTuple):
-    """One column of all rows: `values` (n_rows,), `dtype` of a batch and, where they are codes, the `categories` that they number."""
+    """One column of all rows, by `Parts.stored`: `values` (n_stored,), `dtype` of a batch and, where they are codes, `categories`."""
 
     values: NDArray[Any]
     dtype: np.dtype[Any]
@@ -45,9 +45,11 @@ class Obs:
 
     def of(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Return each column's values of `rows`, (b,) arrays of their own. Raises IndexError for a row out of range."""
-        if self._columns:
-            self._shards.check(rows)
-        return {name: column.values[rows].astype(column.dtype, copy=False) for name, column in self._columns.items()}
+        if not self._columns:
+            return {}
+        self._shards.check(rows)
+        stored = self._shards.parts.stored(rows)
+        return {name: column.values[stored].astype(column.dtype, copy=False) for name, column in self._columns.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._shards, tuple(self._columns))
@@ -63,8 +65,8 @@ def _column(shards: Shards, name: str) -> ObsColumn:
             raise ValueError(f"{archive.path} has no obs column {name!r}; it has {known}")
         parts.append(archive.obs.column(name))
     column = parts[0] if len(parts) == 1 else Column.concat(parts)
-    if len(column) != shards.n_rows:
-        raise ValueError(f"obs column {name!r} has {len(column)} values for {shards.n_rows} rows; not all rows have features")
+    if len(column) != shards.parts.n_stored:
+        raise ValueError(f"obs column {name!r} has {len(column)} values for {shards.parts.n_stored} rows; not all rows have features")
     if column.kind in CODED:
         codes, categories = column.codes()
         return ObsColumn(codes.astype(np.min_scalar_type(-max(1, len(categories)))), np.dtype(np.int64), categories)

@@ -1,8 +1,8 @@
 """Several archives as one dataset: which rows there are, and what all of them have in common.
 
 Knows archives that do not change, not where their rows are placed, nor where in an archive they lie (`archive.parts`).
-Nothing is copied, and the same archive may stand in the list many times. Genes are compared by what names them,
-not by statistics of them, which differ between archives of the same genes.
+Nothing is copied, and the same archive may stand in the list many times, which costs 12 bytes a time. Genes are compared by
+what names them, not by statistics of them, which differ between archives of the same genes.
 """
 
 import operator
@@ -20,7 +20,7 @@ from scdl_gpu.archive.columns import Column
 from scdl_gpu.archive.dtypes import exact_dtype
 from scdl_gpu.archive.features import VariableFeatureIndex
 from scdl_gpu.archive.packed import open_archive
-from scdl_gpu.archive.parts import Archive, Extents, Part, Parts
+from scdl_gpu.archive.parts import Archive, Extents, Part, Parts, distinct
 from scdl_gpu.archive.raw import RawArchive, check_identity, identity
 from scdl_gpu.backend import BATCH_DTYPES, PACKED_DTYPES
 
@@ -36,6 +36,7 @@ TEXT = ("categorical", "string", "mixed")
 class Shards:
     """Archives, raw and packed, with equal genes, one after the other. Raises ValueError naming the first gene that differs.
 
+    archives: those of the list, each once; listed: which of them stands at each place of it, int32.
     gene_order: "var", or "stored": columns of a batch are genes in the order of the packed archives, see `numbers`.
     """
 
@@ -44,12 +45,13 @@ class Shards:
             raise ValueError("no dataset was given; pass a dataset, a path, or a list of either")
         if gene_order not in ("var", "stored"):
             raise ValueError(f"gene_order is {gene_order!r}, expected 'var' or 'stored'")
-        self.archives = tuple(archives)
-        self._paths = {path: os.path.realpath(path) for path in {archive.path for archive in archives}}  # of now: directories change
-        self.n_vars = _common_width(archives)
+        self.archives, self.listed = distinct(archives)
+        self._paths = {path: os.path.realpath(path) for path in {one.path for one in self.archives}}  # of now: directories change
+        self.n_vars = _common_width(self.archives)
         self.gene_order = gene_order
-        self.parts = Parts.of(archives, self.n_vars, is_stored=gene_order == "stored")
-        self.n_rows, self.nnz = self.parts.n_rows, sum(archive.nnz for archive in archives)
+        self.parts = Parts.of(self.archives, self.n_vars, listed=self.listed, is_stored=gene_order == "stored")
+        self.n_rows = self.parts.n_rows
+        self.nnz = int(np.array([archive.nnz for archive in self.archives], np.int64)[self.listed].sum())
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
@@ -106,7 +108,7 @@ class Shards:
                 number[key] = len(told)
                 told.append((path, hint, identity(archive)))
             order.append(number[key])
-        return _reopened, (told, order, self.gene_order)
+        return _reopened, (told, np.array(order, np.int32)[self.listed], self.gene_order)
 
     def gene_numbers(self, genes: Sequence[str | int]) -> Ints:
         """Return the columns of `genes`, names or numbers, in their order.
@@ -139,7 +141,7 @@ class Shards:
         return number
 
 
-def _reopened(told: list[tuple[str, str | None, dict[str, Any]]], order: list[int], gene_order: str) -> Shards:
+def _reopened(told: list[tuple[str, str | None, dict[str, Any]]], order: NDArray[np.int32], gene_order: str) -> Shards:
     """Open archives again: path, dtype of raw values where no header has it, identity of each.
 
     Raises ArchiveError where another one, or another state of it, is there now.
@@ -149,7 +151,7 @@ def _reopened(told: list[tuple[str, str | None, dict[str, Any]]], order: list[in
         archive = open_archive(Path(path), data_dtype=data_dtype)
         check_identity(archive, expected)
         opened.append(archive)
-    return Shards([opened[number] for number in order], gene_order=gene_order)
+    return Shards([opened[number] for number in order.tolist()], gene_order=gene_order)
 
 
 def _repeated(names: NDArray[Any]) -> set[str]:

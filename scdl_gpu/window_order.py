@@ -57,7 +57,7 @@ class Drawn(NamedTuple):
 class WindowOrder:
     """The windows of one rank, and the rows of their steps; the number of steps is that of `order`.
 
-    cuts: the extents of all parts; part_starts: (parts,) the number in the dataset of each part's first row. window_bytes: that a
+    cuts: the extents of all parts; part_starts: (k,) the number in the dataset of the first row of each. window_bytes: that a
     window may take. Raises ValueError where that is less than a batch of some rows takes.
     """
 

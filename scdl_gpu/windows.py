@@ -121,7 +121,7 @@ class Windows:
         """Make the order of windows of these shards, for ranks, batches and seed as `order` has them."""
         extent_bytes = extent_bytes_of(self.window_bytes)
         if self._cuts is None:
-            self._cuts = cut(self.shards.parts.parts, extent_bytes)
+            self._cuts = cut(self.shards.parts, extent_bytes)
         return WindowOrder(order, self._cuts, self.part_starts, window_bytes=self.window_bytes, extent_bytes=extent_bytes)
 
     def stream(self, todo: Sequence[WindowRows]) -> "Stream":
@@ -261,17 +261,18 @@ def fill_window(
 
     check_open: called before each piece, may raise. Raises ArchiveError for what cannot be read, and, for a device, for damaged rows.
     """
+    numbers = windows.shards.parts.part_of[rows.part]
     laid: list[_Laid] = []
     counted: list[int] = []
 
     def pieces() -> Iterator[Piece]:
-        for number, first, count in zip(rows.part.tolist(), rows.first.tolist(), rows.counts.tolist(), strict=True):
+        for number, first, count in zip(numbers.tolist(), rows.first.tolist(), rows.counts.tolist(), strict=True):
             check_open()
             laid.append(_lay(windows, windows.shards.parts.parts[number], first, count, laid[-1].end if laid else 0))
             yield laid[-1].piece
 
     is_sorted = copy_pieces(pieces(), sink, pool, counted.append)
-    parts = Parts([one.part for one in laid], windows.shards.parts.orders.of(rows.part), windows.shards.n_vars)
+    parts = Parts([one.part for one in laid], windows.shards.parts.orders.of(numbers), windows.shards.n_vars)
     raw, packed = _tables(laid, base, is_sorted)
     device = windows.device if windows.kind != "host" else None
     made = Window.on_host(parts, raw, packed) if device is None else Window.on_device(parts, raw, packed, device)

@@ -4,7 +4,7 @@ Knows row pointers and row tables, not which extents are in memory together. Whe
 twenty looks each, so that the table of 100 M rows is not read for it. The price is that extents differ in rows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl_gpu.archive.constants import FileNames
-from scdl_gpu.archive.parts import Part
+from scdl_gpu.archive.parts import Part, Parts
 from scdl_gpu.reader import PAGE_BYTES
 
 Ints = NDArray[np.int64]
@@ -21,7 +21,7 @@ MOST_ROWS = 1 << 16
 
 
 class Cuts(NamedTuple):
-    """Extents of parts, in their order, (e,) each: number of the part, first row as the part counts them, rows, and bytes.
+    """Extents of a list of parts, in its order, (e,) each: `part`, the place in the list, first row as the part counts, rows, and bytes.
 
     size_bytes: the most that any rows of the extent take in memory, whole pages and their entries of the row table included.
     """
@@ -45,16 +45,19 @@ class Strand(NamedTuple):
         return self.start // PAGE_BYTES * PAGE_BYTES, -(-self.stop // PAGE_BYTES) * PAGE_BYTES
 
 
-def cut(parts: Sequence[Part], size_bytes: int) -> Cuts:
-    """Cut `parts` into extents of at most `size_bytes` of rows, or of one row. Parts of the same files are looked at once."""
+def cut(parts: Parts, size_bytes: int) -> Cuts:
+    """Cut the parts of a list into extents of at most `size_bytes` of rows, or of one row. Parts of the same files are looked at once."""
     known: dict[Any, tuple[Ints, Ints]] = {}
-    cuts = [Cuts(np.zeros(0, np.int32), *(np.zeros(0, np.int64),) * 3)]
-    for number, part in enumerate(parts):
+    for part in parts.parts:
         if part.key not in known:
             known[part.key] = _cut_part(part, size_bytes)
-        bounds, sizes = known[part.key]
-        cuts.append(Cuts(np.full(sizes.size, number, np.int32), bounds[:-1], np.diff(bounds), sizes))
-    return Cuts(*(np.concatenate(column) for column in zip(*cuts, strict=True)))
+    cuts = [known[part.key] for part in parts.parts]
+    counts = np.array([sizes.size for _, sizes in cuts], np.int64)
+    begins, here = np.cumsum(counts) - counts, counts[parts.part_of]
+    place = np.repeat(np.arange(here.size, dtype=np.int32), here)
+    chosen = np.arange(here.sum()) + np.repeat(begins[parts.part_of] - np.cumsum(here) + here, here)
+    columns = ([bounds[:-1] for bounds, _ in cuts], [np.diff(bounds) for bounds, _ in cuts], [sizes for _, sizes in cuts])
+    return Cuts(place, *(np.concatenate((np.zeros(0, np.int64), *column))[chosen] for column in columns))
 
 
 def strands(part: Part, start: int, stop: int) -> Iterator[Strand]:

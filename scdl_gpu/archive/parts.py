@@ -1,7 +1,8 @@
 """Archives cut into parts, and where rows lie in them: a raw archive is one part, a packed one has as many as shards.
 
 Knows row pointers, row tables and gene orders, not batches or where payloads are placed. Locating costs O(batch), a search
-over the parts; nothing is copied. The tables of a packed shard are checked when a row of it is first located; gene orders
+over the parts; nothing is copied. An archive may stand in the list many times: it has its parts once, and what it costs to
+stand there again is 12 bytes a part. The tables of a packed shard are checked when a row of it is first located; gene orders
 that are equal are one, by their hashes, so that a thousand shards of one order need one table.
 """
 
@@ -33,8 +34,8 @@ DAMAGED_TEXT = "does not match its check: its bytes are damaged; copy the file a
 class Extents(NamedTuple):
     """Where the rows of a batch lie.
 
-    part: (b,) int32, empty where there is one; starts: (b,) int64, of raw rows, in elements of their part; rows: (b,) ROW, of
-    packed ones, (0,) where there are none; indptr: (b + 1,) int64 of the batch.
+    part: (b,) int32, numbers of `Parts.parts`, empty where there is one; starts: (b,) int64, of raw rows, in elements of their
+    part; rows: (b,) ROW, of packed ones, (0,) where there are none; indptr: (b + 1,) int64 of the batch.
     """
 
     part: NDArray[np.int32]
@@ -94,35 +95,57 @@ def parts_of(archive: Archive) -> Iterator[Part]:
         first += shard.n_rows
 
 
-class Parts:
-    """Parts with `n_vars` genes each, one after the other; rows are numbered over all of them. orders: of the same parts."""
+def distinct(archives: Sequence[Archive]) -> tuple[tuple[Archive, ...], NDArray[np.int32]]:
+    """Return the archives of a list, each once, and which of them stands at each place of the list.
 
-    def __init__(self, parts: Sequence[Part], orders: GeneOrders, n_vars: int) -> None:
+    No Python line is run for a place: a list of a million takes 0.2 s.
+    """
+    found = dict(zip(map(id, archives), archives, strict=True))
+    numbers = dict(zip(found, range(len(found)), strict=True))
+    return tuple(found.values()), np.fromiter(map(numbers.__getitem__, map(id, archives)), np.int32, len(archives))
+
+
+class Parts:
+    """Parts with `n_vars` genes each, and a list in which they stand, often or once; rows are numbered over the list.
+
+    orders: of the same parts. part_of: (k,) int32, which part stands at each place of the list; None: each, in their order.
+    ends: (k,) int64, the row up to which each place goes.
+    """
+
+    def __init__(self, parts: Sequence[Part], orders: GeneOrders, n_vars: int, *, part_of: NDArray[np.int32] | None = None) -> None:
         self.parts = tuple(parts)
         self.is_packed = np.array([part.shard is not None for part in self.parts], bool)
+        self._kinds = (bool((~self.is_packed).any()), bool(self.is_packed.any()))
         self.orders = orders
         self.n_vars = n_vars
-        self._ends: Ints = np.cumsum([part.n_rows for part in self.parts], dtype=np.int64)
+        n_rows = np.array([part.n_rows for part in self.parts], np.int64)
+        self._firsts: Ints = np.cumsum(n_rows) - n_rows
+        self.n_stored = int(n_rows.sum())
+        self.part_of = np.arange(len(self.parts), dtype=np.int32) if part_of is None else part_of
+        self.ends: Ints = np.cumsum(n_rows[self.part_of])
         self._addresses = np.array([part.table.ctypes.data for part in self.parts], np.uint64)
         self._entry_bytes = np.array([part.table.itemsize for part in self.parts], np.uint8)
         self._limits = np.array([part.limit for part in self.parts], np.int64)
         self._unchecked = self.is_packed.copy()
+        self._n_unchecked = int(self._unchecked.sum())
 
     @classmethod
-    def of(cls, archives: Sequence[Archive], n_vars: int, *, is_stored: bool = False) -> Self:
-        """Give all parts of archives. is_stored: columns are numbered as the packed parts have them; raises what `GeneOrders` does."""
-        parts = [part for archive in archives for part in parts_of(archive)]
-        return cls(parts, GeneOrders([part.shard for part in parts], n_vars, is_stored=is_stored), n_vars)
+    def of(
+        cls, archives: Sequence[Archive], n_vars: int, *, listed: NDArray[np.int32] | None = None, is_stored: bool = False
+    ) -> Self:
+        """Give all parts of archives. listed: which of them stands at each place of a list; None: each, in their order.
 
-    @property
-    def ends(self) -> Ints:
-        """Rows up to the end of each part, (parts,)."""
-        return self._ends
+        is_stored: columns are numbered as the packed parts have them; raises what `GeneOrders` does.
+        """
+        cut = [tuple(parts_of(archive)) for archive in archives]
+        parts = [part for some in cut for part in some]
+        orders = GeneOrders([part.shard for part in parts], n_vars, is_stored=is_stored)
+        return cls(parts, orders, n_vars, part_of=None if listed is None else _places([len(some) for some in cut], listed))
 
     @property
     def n_rows(self) -> int:
         """How many rows there are."""
-        return int(self._ends[-1]) if self.parts else 0
+        return int(self.ends[-1]) if self.ends.size else 0
 
     @cached_property
     def raw_table(self) -> NDArray[Any]:
@@ -144,9 +167,19 @@ class Parts:
 
     def locate(self, row: int) -> tuple[Part, int]:
         """Return the part that holds row 0 <= row < n_rows, and its number there."""
-        number = int(np.searchsorted(self._ends, row, side="right"))
-        part = self.parts[number]
-        return part, row - int(self._ends[number]) + part.n_rows
+        place = int(np.searchsorted(self.ends, row, side="right"))
+        part = self.parts[self.part_of[place]]
+        return part, row - int(self.ends[place]) + part.n_rows
+
+    def stored(self, rows: Ints) -> Ints:
+        """Number rows, each 0 <= row < n_rows, where every archive counts once: 0 <= number < n_stored."""
+        from scdl_gpu.kernels import pointers
+
+        if self.ends.size == len(self.parts):
+            return rows
+        numbers = np.empty(rows.size, np.int64)
+        pointers.stored_rows(self.ends, self.part_of, self._firsts, rows, numbers)
+        return numbers
 
     def name(self, row: int) -> str:
         """Name row 0 <= row < n_rows, for an error."""
@@ -157,29 +190,29 @@ class Parts:
         """Find where rows, each 0 <= row < n_rows, lie. Raises ArchiveError naming a damaged one."""
         from scdl_gpu.kernels import pointers
 
-        n, is_one = rows.size, len(self.parts) == 1
+        n, has_packed = rows.size, self._kinds[1]
         number, starts, indptr = np.empty(n, np.int32), np.empty(n, np.int64), np.empty(n + 1, np.int64)
-        packed = np.empty(n if self.is_packed.any() else 0, ROW)
-        where = (self._ends, self._addresses, self._entry_bytes, self._limits)
-        if self.is_packed.any():
+        packed = np.empty(n if has_packed else 0, ROW)
+        where = (self.ends, self.part_of, self._addresses, self._entry_bytes, self._limits)
+        if has_packed:
             orders = (self.orders.firsts, self.orders.places, self.n_vars)
             bad = pointers.mixed_pointers(*where, *orders, rows, number, starts, packed, indptr)
-        elif is_one:
+        elif self.ends.size == 1:
             bad = pointers.row_pointers(self.parts[0].table, rows, self._limits[0], starts, indptr)
         else:
             bad = pointers.shard_pointers(*where, rows, number, starts, indptr)
         if bad != pointers.OK:
             self._raise(int(rows[bad]))
-        if self._unchecked.any():
+        if self._n_unchecked:
             self._check_tables(number)
-        return Extents(number[:0] if is_one else number, starts, packed, indptr)
+        return Extents(number[:0] if len(self.parts) == 1 else number, starts, packed, indptr)
 
     def shares(self, extents: Extents) -> tuple[Share | None, Share | None]:
         """Deal out the rows of a batch: those of raw parts, and those of packed ones; None for neither."""
         part, starts, rows, indptr = extents
         if not extents.rows.size:
             return Share(part, starts, NO_SLOTS, indptr), None
-        if self.is_packed.all():
+        if not self._kinds[0]:
             return None, Share(part, rows, NO_SLOTS, indptr)
         is_packed = self.is_packed[part]
         return _share(part, starts, indptr, ~is_packed), _share(part, rows, indptr, is_packed)
@@ -191,6 +224,7 @@ class Parts:
             if shard is not None:
                 shard.check_tables()
             self._unchecked[number] = False
+        self._n_unchecked = int(self._unchecked.sum())
 
     def _raise(self, row: int) -> NoReturn:
         """Say what is wrong with the pointers, or with the entry, of a row."""
@@ -202,6 +236,15 @@ class Parts:
         else:
             what = f"runs from {part.table[local]} to {part.table[local + 1]}, expected 0 <= start <= stop <= {part.limit}"
         raise ArchiveError(f"{part.name(local)} {what}; the file is damaged: copy it again, or convert the source anew")
+
+
+def _places(counts: Sequence[int], listed: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the numbers of the parts that a list has, one after the other, where archive k has counts[k] parts."""
+    sizes = np.array(counts, np.int64)
+    if (sizes == 1).all():
+        return listed
+    firsts, here = np.cumsum(sizes) - sizes, sizes[listed]
+    return (np.repeat(firsts[listed] - np.cumsum(here) + here, here) + np.arange(here.sum())).astype(np.int32)
 
 
 def _share(part: NDArray[np.int32], where: NDArray[Any], indptr: Ints, marks: NDArray[np.bool_]) -> Share | None:

@@ -38,7 +38,7 @@ class Located:
         self.shard, self.starts = np.full(self.wanted.size, -1, np.int32), np.full(self.wanted.size, -1, np.int64)
         self.rows, self.indptr = np.zeros(self.wanted.size, ROW), np.full(self.wanted.size + 1, -1, np.int64)
         self.found = mixed_pointers(
-            np.cumsum(n_rows, dtype=np.int64),
+            np.cumsum(n_rows, dtype=np.int64), np.arange(len(shards), dtype=np.int32),
             np.array([table.ctypes.data for _, table in shards], np.uint64),
             np.array([ENTRY_BYTES if kind == "packed" else table.itemsize for kind, table in shards], np.uint8),
             np.array(limits, np.int64), np.cumsum([0, *(2 * np.array(packed, np.int64))]), np.tile(PLACES[:2], len(shards)), N_VARS,
