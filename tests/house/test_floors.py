@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FLOORS = {
-    7: "__init__ cli compat bench",
+    7: "__init__ cli compat bench lightning",
     6: "loader collection",
     5: "dataset cuda_assembly",
     4: "rows placement obs assembly pack windows",
@@ -24,6 +24,7 @@ HOME_OF = {
     "cupy": {"scdl_gpu.device", "scdl_gpu.kernels.gpu"},
     "cupyx": {"scdl_gpu.device", "scdl_gpu.kernels.gpu"},
     "kvikio": {"scdl_gpu.reader"},
+    "lightning": {"scdl_gpu.lightning"},
 }
 
 
