@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from scdl_gpu.archive.parts import DAMAGED_TEXT, Extents
+from scdl_gpu.arguments import real, shown, truth
 from scdl_gpu.backend import index_dtype
 from scdl_gpu.buffers import Ring
 from scdl_gpu.errors import ArchiveError
@@ -56,11 +57,16 @@ class Output:
         cls, kind: str, dtype: torch.dtype | None, shards: Shards, genes: Ints | None, normalize_total: float | None, *, log1p: bool
     ) -> "Output":
         """Check what is asked for. Raises ValueError naming what does not go together."""
+        log1p = truth("log1p", log1p)
+        if normalize_total is not None:
+            normalize_total = real("normalize_total", normalize_total, "a positive number")
         if kind not in ("csr", "dense"):
             raise ValueError(f"output is {kind!r}, expected 'csr' or 'dense'")
         if kind == "csr" and (genes is not None or normalize_total is not None or log1p):
             raise ValueError("var, normalize_total and log1p need output='dense'")
         allowed = CSR_DTYPES if kind == "csr" else DENSE_DTYPES
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype is {shown(dtype)}, expected a dtype of torch, one of {', '.join(map(str, allowed))}")
         chosen = dtype or (torch.float32 if kind == "dense" else torch.from_numpy(np.empty(0, shards.dtype)).dtype)
         if chosen not in allowed:
             raise ValueError(f"dtype is {chosen}, expected one of {', '.join(str(one) for one in allowed)} for output={kind!r}")

@@ -291,7 +291,7 @@ def assembler_for(
     shards: Shards,
     output: Output,
     *,
-    device: str | torch.device | Device,
+    device: str | int | torch.device | Device,
     placement: str,
     windows: bool | None,
     budgets: tuple[float | None, float | None],

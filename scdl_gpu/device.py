@@ -9,10 +9,11 @@ import contextlib
 import importlib
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
+from scdl_gpu.arguments import shown, whole
 from scdl_gpu.errors import DeviceError
 from scdl_gpu.kernels.shards import ALIGNMENT
 
@@ -75,23 +76,32 @@ class Device(Protocol):
         """Let what this thread enqueues meanwhile go to a second stream, beside the batches."""
 
 
-def device_of(device: "str | torch.device | Device") -> "Device | None":
+MEANT = 'expected "auto", "cpu", "cuda", "cuda:N" or the number N of a GPU'
+
+
+def device_of(device: "str | int | torch.device | Device") -> "Device | None":
     """Return the device that is meant; None is the CPU. "auto" takes a GPU where torch finds one, and nothing else does.
 
-    Raises ValueError for another kind of device, DeviceError where a GPU is asked for and none is there.
+    A number is that of a GPU, as for torch. Raises ValueError for another kind of device, TypeError for what is no device,
+    DeviceError where a GPU is asked for and none is there.
     """
     if not isinstance(device, str | torch.device):
-        return device
+        if isinstance(getattr(device, "torch_device", None), torch.device):
+            return cast(Device, device)
+        try:
+            return CudaDevice(whole("device", device, 0))
+        except TypeError as error:
+            raise TypeError(f"device is {shown(device)}, {MEANT}") from error
     if device == "auto":
         return CudaDevice() if torch.cuda.is_available() else None
     try:
         meant = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f'device {str(device)!r} is unknown, expected "auto", "cpu", "cuda" or "cuda:N"') from error
+        raise ValueError(f"device {str(device)!r} is unknown, {MEANT}") from error
     if meant.type == "cpu":
         return None
     if meant.type != "cuda":
-        raise ValueError(f'device {str(device)!r} cannot make batches, expected "auto", "cpu", "cuda" or "cuda:N"')
+        raise ValueError(f"device {str(device)!r} cannot make batches, {MEANT}")
     return CudaDevice(meant.index)
 
 

@@ -24,6 +24,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from scdl_gpu.archive.packed import open_archive
 from scdl_gpu.archive.parts import Archive
+from scdl_gpu.arguments import whole
 from scdl_gpu.assembly import Assembler, CpuAssembler, Output, Wanted
 from scdl_gpu.batch import Batch
 from scdl_gpu.cuda_assembly import STAYS, assembler_for
@@ -46,8 +47,9 @@ class GPUBatchLoader(IterableDataset[Batch]):
     dataset: a SingleCellMemMapDataset, the path of an archive, or a list of either (equal genes; nothing is copied).
     batch_size: rows of a batch, for each rank. shuffle: None means True, unless a sampler is given.
     sampler: yields rows; batch_sampler: yields lists of rows, and excludes batch_size, drop_last and shuffle. Both are
-        used as they are, without a split over ranks.
-    device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; or a `scdl_gpu.device.Device` of one's own.
+        used as they are, without a split over ranks; on the CPU they are drawn from at most 16 batches ahead for each thread,
+        32 and `prefetch` more. What they gave before an error of theirs is yielded first.
+    device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:N" or N; or a `scdl_gpu.device.Device` of one's own.
     output: "csr" or "dense"; dtype: torch dtype of the values (csr: as stored; dense: float32).
     var: genes to keep, names or numbers, in their order. normalize_total: scale each row to this sum over all genes;
         log1p: the logarithm of 1 + value, after it. All three need output="dense".
@@ -75,7 +77,7 @@ class GPUBatchLoader(IterableDataset[Batch]):
         shuffle: bool | None = None,
         sampler: Iterable[int] | None = None,
         batch_sampler: Iterable[Sequence[int]] | None = None,
-        device: str | torch.device | Device = "auto",
+        device: str | int | torch.device | Device = "auto",
         output: str = "csr",
         dtype: torch.dtype | None = None,
         var: Sequence[str | int] | None = None,
@@ -93,16 +95,14 @@ class GPUBatchLoader(IterableDataset[Batch]):
         host_budget: float | None = None,
         prefetch: int = 2,
     ) -> None:
-        _check_samplers(sampler, batch_sampler, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
-        if prefetch < 0:
-            raise ValueError(f"prefetch is {prefetch}, expected at least 0")
-        self._prefetch = prefetch
+        _check_samplers(sampler, batch_sampler, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, ranks=(rank, world_size))
+        self._prefetch = whole("prefetch", prefetch, 0)
         self._shards = Shards(_archives(dataset), gene_order=gene_order)
         self._genes = None if var is None else self._shards.gene_numbers(var)
         self._output = Output.of(output, dtype, self._shards, self._genes, normalize_total, log1p=log1p)
         is_sampled = sampler is not None or batch_sampler is not None
         shuffle = not is_sampled if shuffle is None else shuffle
-        batch_size = getattr(batch_sampler, "batch_size", None) or batch_size
+        batch_size = whole("batch_size", getattr(batch_sampler, "batch_size", None) or batch_size, 1)
         self._order = Order(self._shards.n_rows, batch_size, seed, *ranks(rank, world_size), shuffle, drop_last)
         self._sampled = SampledOrder(sampler, batch_sampler, batch_size=batch_size, drop_last=drop_last) if is_sampled else None
         self._obs = Obs(self._shards, obs)
@@ -281,27 +281,28 @@ class GPUBatchLoader(IterableDataset[Batch]):
         if self._windows is not None:
             state |= self._window_order.state()
         if self._sampled is not None:
-            state |= {"order": self._order_name(), "position": self._place.position}
+            state |= {"order": self._sampled.name, "position": self._place.position}
         return state | ({} if self._place.worker is None else {"worker": list(self._place.worker)})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue, at the next iteration, where `state` was taken; its seed is taken over.
 
-        Raises ValueError for a state of other rows or of another order.
+        Raises ValueError for a state of other rows or of another order, or that stands beyond its end.
         """
-        self._order.check_state(state, self._order_name())
+        loaded = self._order.check_state(state, self._other_order())
         if self._windows is not None:
             self._window_order.check_state(state)
         if self._sampled is None:
-            self._order = self._order.with_seed(state["seed"])
+            self._order = self._order.with_seed(loaded.seed)
         if self._windows is not None:
             self._window_order = self._windows.order(self._order)
-        self._place.resume(state["epoch"], state["position"], tuple(state["worker"]) if state.get("worker") else None)
+        self._place.resume(loaded.epoch, loaded.position, loaded.worker)
 
-    def _order_name(self) -> str:
+    def _other_order(self) -> tuple[str, int | None] | None:
+        """Name and length of the order, where it is not that of the seed alone."""
         if self._windows is not None:
-            return self._window_order.name
-        return self._order.name if self._sampled is None else self._sampled.name
+            return self._window_order.name, self._shards.n_rows
+        return None if self._sampled is None else (self._sampled.name, self._sampled.length)
 
     def close(self) -> None:
         """Give back the memory that holds the rows; harmless when repeated. The loader yields no more batches."""
@@ -356,8 +357,13 @@ def _archive(source: Source, opened: dict[str, Archive]) -> Archive:
     return opened[given]
 
 
-def _check_samplers(sampler: Any, batch_sampler: Any, *, batch_size: int, shuffle: bool | None, drop_last: bool) -> None:
+def _check_samplers(
+    sampler: Any, batch_sampler: Any, *, batch_size: int, shuffle: bool | None, drop_last: bool, ranks: tuple[Any, Any]
+) -> None:
     if batch_sampler is not None and (sampler is not None or batch_size != 1024 or shuffle is not None or drop_last):
         raise ValueError("batch_sampler excludes sampler, batch_size, shuffle and drop_last: it decides all of them")
     if sampler is not None and shuffle:
         raise ValueError("sampler excludes shuffle=True: it decides the order")
+    if (sampler is not None or batch_sampler is not None) and ranks != (None, None):
+        kind = "sampler" if batch_sampler is None else "batch_sampler"
+        raise ValueError(f"{kind} excludes rank and world_size: it is used as it is; give each rank one of its own rows")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl_gpu.archive.columns import Column
+from scdl_gpu.arguments import check_list
 from scdl_gpu.backend import BATCH_DTYPES
 from scdl_gpu.shards import Shards
 
@@ -33,8 +34,11 @@ class Obs:
     """
 
     def __init__(self, shards: Shards, names: Sequence[str]) -> None:
-        if isinstance(names, str):
-            raise ValueError(f"obs is {names!r}, expected a list of column names: obs=[{names!r}]")
+        check_list("obs", names, "column names")
+        names = list(names)
+        twice = [name for k, name in enumerate(names) if name in names[:k]]
+        if twice:
+            raise ValueError(f"obs column {twice[0]!r} is asked for twice")
         self._shards = shards
         self._columns = {name: _column(shards, name) for name in names}
 

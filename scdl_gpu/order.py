@@ -6,15 +6,18 @@ every resumed job computes the same. 7 to 12 ns a row (benchmarks/LOG.md, 2026-1
 10 us, ahead of the batch.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
+
+from scdl_gpu.arguments import shown, truth, whole
 
 ROUNDS = 8
 """Half-rounds of the network; with 4 a chi-square test of pairs of neighbours fails at 1,000 rows."""
@@ -54,6 +57,15 @@ def permuted(seed: int, epoch: int, n_rows: int, positions: NDArray[np.int64]) -
     return rows
 
 
+class State(NamedTuple):
+    """What a state says, in plain numbers. worker: as of `Place`."""
+
+    seed: int
+    epoch: int
+    position: int
+    worker: tuple[int, int] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """The batches of one rank: step s of an epoch covers positions [s·B·W, (s+1)·B·W), rank r takes every W-th from r.
@@ -70,8 +82,10 @@ class Order:
     drop_last: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}, expected at least 1")
+        for name, least in (("n_rows", 0), ("batch_size", 1), ("seed", None)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        for name in ("shuffle", "drop_last"):
+            object.__setattr__(self, name, truth(name, getattr(self, name)))
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank is {self.rank} and world_size {self.world_size}, expected 0 <= rank < world_size")
 
@@ -109,16 +123,22 @@ class Order:
         """Describe a place in an epoch: `position` rows consumed, over all ranks. It holds for any world and batch size."""
         return {
             "version": STATE_VERSION,
-            "seed": int(self.seed),
-            "epoch": int(epoch),
-            "position": int(min(position, self.n_rows)),
+            "seed": self.seed,
+            "epoch": epoch,
+            "position": min(position, self.n_rows),
             "n_rows": self.n_rows,
             "order": self.name,
         }
 
-    def check_state(self, state: Mapping[str, Any], name: str | None = None) -> None:
-        """Raise ValueError unless `state` was taken from an order of the same rows; name: of the order, where it is not this one."""
-        expected = {"version": STATE_VERSION, "n_rows": self.n_rows, "order": name or self.name}
+    def check_state(self, state: Mapping[str, Any], sampled: tuple[str, int | None] | None = None) -> State:
+        """Return what `state` says. Raises ValueError unless it was taken from an order of the same rows, and stands within them.
+
+        sampled: name and length of the order, where it is not this one; None: nobody knows the length.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"the state is {shown(state)}, expected what state_dict() of a loader or sampler returned")
+        name, most = sampled or (self.name, self.n_rows)
+        expected = {"version": STATE_VERSION, "n_rows": self.n_rows, "order": name}
         missing = sorted({*expected, "seed", "epoch", "position"} - set(state))
         if missing:
             raise ValueError(f"the state lacks {', '.join(missing)}; load what state_dict() of a loader or sampler returned")
@@ -127,11 +147,29 @@ class Order:
                 raise ValueError(
                     f"the state has {key} {state[key]!r}, expected {value!r}: it belongs to another dataset or order; start anew"
                 )
-        whole = (state["seed"], state["epoch"], state["position"])
-        if any(isinstance(number, bool) or not isinstance(number, int) for number in whole) or state["epoch"] < 0:
-            raise ValueError(f"the state has seed, epoch and position {whole}, expected whole numbers")
-        if not 0 <= state["position"] <= self.n_rows and name is None:
-            raise ValueError(f"the state has position {state['position']}, expected 0..{self.n_rows}")
+        position = _state_number(state, "position", 0)
+        if most is not None and position > most:
+            raise ValueError(f"the state's position is {position}, expected 0..{most}: it belongs to another sampler or order; start anew")
+        return State(_state_number(state, "seed"), _state_number(state, "epoch", 0), position, _state_worker(state.get("worker")))
+
+
+def _state_number(state: Mapping[str, Any], key: str, least: int | None = None) -> int:
+    try:
+        return whole(f"the state's {key}", state[key], least)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _state_worker(worker: Any) -> tuple[int, int] | None:
+    if worker is None:
+        return None
+    try:
+        number, count = (whole("worker", part) for part in worker)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the state's worker is {shown(worker)}, expected its number and of how many") from error
+    if not 0 <= number < count:
+        raise ValueError(f"the state's worker is {shown(worker)}, expected its number and of how many, 0 <= number < how many")
+    return number, count
 
 
 def ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -139,7 +177,7 @@ def ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if (rank is None) != (world_size is None):
         raise ValueError(f"rank is {rank} and world_size {world_size}; give both, or neither")
     if rank is not None and world_size is not None:
-        return rank, world_size
+        return whole("rank", rank), whole("world_size", world_size, 1)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
@@ -163,8 +201,7 @@ class Place:
 
     def set_epoch(self, epoch: int) -> None:
         """Start `epoch` next, from its beginning; within the epoch that was resumed, or is running, nothing changes."""
-        if epoch < 0:
-            raise ValueError(f"epoch is {epoch}, expected at least 0")
+        epoch = whole("epoch", epoch, 0)
         if self._resumed and epoch == self.epoch:
             return
         self._next, self._resumed = epoch, False
@@ -226,6 +263,8 @@ class RowSampler(Sampler[int]):
         shuffle: bool = True,
         drop_last: bool = False,
     ) -> None:
+        if isinstance(dataset, str | bytes | os.PathLike) or not hasattr(type(dataset), "__len__"):
+            raise TypeError(f"dataset is {shown(dataset)}, expected a dataset, which has a length: SingleCellMemMapDataset(path)")
         rank, world_size = ranks(rank, world_size)
         self._order = Order(len(dataset), batch_size, seed, rank, world_size, shuffle, drop_last)
         self._place = Place()
@@ -256,7 +295,7 @@ class RowSampler(Sampler[int]):
         return self._order.state(self._place.epoch, self._place.position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue, at the next iteration, where `state` was taken; its seed is taken over. Raises ValueError for other rows."""
-        self._order.check_state(state)
-        self._order = self._order.with_seed(state["seed"])
-        self._place.resume(state["epoch"], state["position"])
+        """Continue, at the next iteration, where `state` was taken; its seed is taken over. Raises ValueError for another order."""
+        loaded = self._order.check_state(state)
+        self._order = self._order.with_seed(loaded.seed)
+        self._place.resume(loaded.epoch, loaded.position, loaded.worker)

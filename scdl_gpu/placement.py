@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from numbers import Integral
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from scdl_gpu.archive.parts import Archive
 from scdl_gpu.archive.raw import RawArchive
 from scdl_gpu.arena import Arena, available_bytes
+from scdl_gpu.arguments import real, truth
 from scdl_gpu.device import Device, size_words
 from scdl_gpu.errors import DeviceError
 from scdl_gpu.kernels.packed import PACKED
@@ -75,6 +77,7 @@ def choose(
     """
     if placement not in PLACEMENTS:
         raise ValueError(f"placement {placement!r} is unknown, expected one of {', '.join(PLACEMENTS)}")
+    windows = None if windows is None else truth("windows", windows)
     if windows and not may_stream:
         raise ValueError("windows=True decides which rows come when, and excludes sampler and batch_sampler")
     if device is None and placement in ("device", "pinned"):
@@ -157,9 +160,11 @@ def _host_room(layout: Layout, budget: float | None, *, is_shared: bool) -> _Roo
 def _budget_bytes(name: str, budget: float | None, free: int) -> int | None:
     if budget is None:
         return None
-    if isinstance(budget, bool) or not budget >= 0 or (isinstance(budget, float) and budget > 1):
-        raise ValueError(f"{name} is {budget!r}, expected bytes as an int, or a fraction of what is free as a float in 0..1")
-    return int(budget * free) if isinstance(budget, float) else int(budget)
+    expected = "bytes as an int, or a fraction of what is free as a float in 0..1"
+    number, is_bytes = real(name, budget, expected), isinstance(budget, Integral)
+    if not number >= 0 or not (is_bytes or number <= 1):
+        raise ValueError(f"{name} is {budget!r}, expected {expected}")
+    return int(budget) if is_bytes else int(number * free)
 
 
 def _choose_host(size_bytes: int, host: _Room, windows: bool | None, *, may_stream: bool) -> Plan:

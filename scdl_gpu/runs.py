@@ -18,6 +18,8 @@ from scdl_gpu.sampler import Step
 
 RUN_BYTES = 8 << 20
 """Small batches of about so many bytes together are one run (benchmarks/LOG.md, 2026-11-24)."""
+RUN_BATCHES = 16
+"""Batches of a run at most, where a sampler gives them: 8 MiB of small ones could be all that a sampler has, drawn at once."""
 Made = TypeVar("Made")
 
 
@@ -44,16 +46,36 @@ class Run(NamedTuple):
 
 
 def joined(steps: Iterator[Step], n_rows: int) -> Iterator[Run]:
-    """Join steps that follow each other, as many as hold `n_rows` together, one at least."""
-    steps = iter(steps)
-    held = next(steps, None)
-    while held is not None:
-        joined, size = [held], held[0].size
-        while (held := next(steps, None)) is not None and size + held[0].size <= n_rows:
-            joined.append(held)
-            size += held[0].size
-        rows, is_padding, positions = zip(*joined, strict=True)
-        yield Run(np.concatenate(rows), np.concatenate(is_padding), [part.size for part in rows], list(positions))
+    """Join steps that follow each other, as many as hold `n_rows` together, one at least and RUN_BATCHES at most; of 1 row, no two.
+
+    A step is drawn when the run before it was taken. An error of the sampler comes after what it gave, but for an interrupt.
+    """
+    most = 1 if n_rows == 1 else RUN_BATCHES
+    held: list[Step] = []
+    size = 0
+    try:
+        for step in steps:
+            if held and size + step[0].size > n_rows:
+                yield _run(held)
+                held, size = [], 0
+            held.append(step)
+            size += step[0].size
+            if size >= n_rows or len(held) == most:
+                yield _run(held)
+                held, size = [], 0
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException:
+        if held:
+            yield _run(held)
+        raise
+    if held:
+        yield _run(held)
+
+
+def _run(steps: list[Step]) -> Run:
+    rows, is_padding, positions = zip(*steps, strict=True)
+    return Run(np.concatenate(rows), np.concatenate(is_padding), [part.size for part in rows], list(positions))
 
 
 def ahead(
@@ -67,9 +89,10 @@ def ahead(
 ) -> Generator[tuple[Run, Future[Made]], None, None]:
     """Make runs in the pool's threads, one a thread and `prefetch` batches more; give them, made, in their order.
 
-    What was begun is finished on leaving.
+    An error of `runs` comes after what they gave, but for an interrupt. What was begun is finished on leaving.
     """
     pending: deque[tuple[Run, Future[Made]]] = deque()
+    done: deque[tuple[Run, Future[Made]]] = deque()
 
     def begin() -> None:
         while sum(len(run.sizes) for run, _ in itertools.islice(pending, threads, None)) < prefetch or len(pending) < threads:
@@ -81,12 +104,17 @@ def ahead(
     try:
         begin()
         while pending:
-            run, future = pending.popleft()
             since = time.perf_counter()
-            wait([future])
+            wait([pending[0][1]])
             waited(time.perf_counter() - since)
+            done.append(pending.popleft())
             begin()
-            yield run, future
+            yield done.popleft()
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException:
+        yield from (*done, *pending)
+        raise
     finally:
         for _, future in pending:
             future.cancel()

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scdl_gpu.arguments import shown
+
 Step = tuple[NDArray[np.int64], NDArray[np.bool_], int]
 """Rows of a batch, which of them are padding, and the position after it."""
 
@@ -27,14 +29,28 @@ class SampledOrder:
     def __init__(
         self, sampler: Iterable[int] | None, batch_sampler: Iterable[Sequence[int]] | None, *, batch_size: int, drop_last: bool
     ) -> None:
+        self.name = "sampler" if batch_sampler is None else "batch_sampler"
+        given = sampler if batch_sampler is None else batch_sampler
+        if not hasattr(type(given), "__iter__") and not hasattr(type(given), "__getitem__"):
+            kind = "rows" if batch_sampler is None else "lists of rows"
+            raise TypeError(f"{self.name} is {shown(given)}, expected something that yields {kind}")
         self._sampler, self._batch_sampler = sampler, batch_sampler
         self._batch_size, self._drop_last = batch_size, drop_last
-        self.name = "sampler" if batch_sampler is None else "batch_sampler"
+
+    @property
+    def length(self) -> int | None:
+        """Where an epoch ends, as a position: the length of the sampler, None where it has none."""
+        try:
+            return len(self._sampler if self._batch_sampler is None else self._batch_sampler)  # type: ignore[arg-type]
+        except (TypeError, NotImplementedError):
+            return None
 
     def __len__(self) -> int:
+        n = self.length
+        if n is None:
+            raise TypeError(f"the {self.name} has no length, so the loader has none either")
         if self._batch_sampler is not None:
-            return _length(self._batch_sampler, "batch_sampler")
-        n = _length(self._sampler, "sampler")
+            return n
         return n // self._batch_size if self._drop_last else -(-n // self._batch_size)
 
     def steps(self, position: int, first: int, stride: int, *, seed: int | None = None) -> Iterator[Step]:
@@ -43,13 +59,16 @@ class SampledOrder:
         seed: of the random numbers that samplers take from torch, NumPy and Python while they are drawn from; None leaves them.
         """
         size = 1 if self._batch_sampler is not None else self._batch_size
+        last = self.length
         batches = self._batches(position)
         if seed is not None:
             batches = _drawn_alike(batches, seed)
         for number, chosen in enumerate(batches):
             if number % stride == first:
                 rows = _rows(chosen)
-                yield rows, np.zeros(rows.size, bool), position + (number + stride) * size
+                end = position + number * size + (1 if self._batch_sampler is not None else rows.size)
+                after = position + (number + stride) * size
+                yield rows, np.zeros(rows.size, bool), after if last is None else max(end, min(after, last))
 
     def _batches(self, position: int) -> Iterator[Sequence[int]]:
         """Draw, lazily, what follows `position`: of a sampler to the row, whatever the size of the batches before it was."""
@@ -68,13 +87,6 @@ def _rows(chosen: Sequence[int]) -> NDArray[np.int64]:
     if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
         raise TypeError(f"a sampler gave {str(chosen)[:80]}, expected a list of row numbers")
     return rows.astype(np.int64)
-
-
-def _length(sampler: Any, name: str) -> int:
-    try:
-        return len(sampler)
-    except TypeError as error:
-        raise TypeError(f"the {name} has no length, so the loader has none either") from error
 
 
 def _drawn_alike(batches: Iterator[Sequence[int]], seed: int) -> Iterator[Sequence[int]]:

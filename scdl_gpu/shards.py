@@ -5,7 +5,6 @@ Nothing is copied, and the same archive may stand in the list many times, which 
 what names them, not by statistics of them, which differ between archives of the same genes.
 """
 
-import operator
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -22,6 +21,7 @@ from scdl_gpu.archive.features import VariableFeatureIndex
 from scdl_gpu.archive.packed import open_archive
 from scdl_gpu.archive.parts import Archive, Extents, Part, Parts, distinct
 from scdl_gpu.archive.raw import RawArchive, check_identity, identity
+from scdl_gpu.arguments import check_list, is_truth, shown, whole
 from scdl_gpu.backend import BATCH_DTYPES, PACKED_DTYPES
 
 Ints = NDArray[np.int64]
@@ -84,7 +84,7 @@ class Shards:
         """Raise IndexError naming a row out of range."""
         if rows.size and not (int(rows.min()) >= 0 and int(rows.max()) < self.n_rows):
             outside = rows[(rows < 0) | (rows >= self.n_rows)]
-            raise IndexError(f"row {outside[0]} is out of range: the dataset has {self.n_rows} rows")
+            raise IndexError(f"row {outside[0]} is out of range: the dataset has {self.n_rows} rows, expected 0 <= row < {self.n_rows}")
 
     def locate(self, row: int) -> tuple[Part, int]:
         """Return the part that holds a row, and its number there. Raises IndexError for a row out of range."""
@@ -115,8 +115,7 @@ class Shards:
 
         Raises ValueError naming one that is not there, or is there or asked for twice; TypeError for what is no gene.
         """
-        if isinstance(genes, str):
-            raise ValueError(f"var is {genes!r}, expected a list of genes: var=[{genes!r}]")
+        check_list("var", genes, "genes")
         names = self.var.block_names(0)
         known = {} if names is None else {str(name): number for number, name in enumerate(names)}
         repeated = set() if names is None or len(known) == len(names) else _repeated(names)
@@ -126,6 +125,8 @@ class Shards:
             if number in numbers:
                 raise ValueError(f"gene {number} is asked for twice")
             numbers[number] = None
+        if not numbers:
+            raise ValueError("var is empty, expected at least one gene, or None for all")
         return np.array(list(numbers), np.int64)
 
     def _gene_number(self, gene: str | int, known: dict[str, int], repeated: set[str]) -> int:
@@ -135,7 +136,9 @@ class Shards:
             if gene in repeated:
                 raise ValueError(f"gene {gene!r} stands more than once in var_names; choose it by number")
             return known[gene]
-        number = operator.index(gene)
+        if is_truth(gene):
+            raise TypeError(f"var holds {shown(gene)}, expected names or numbers of genes; those of a mask are np.flatnonzero(mask)")
+        number = whole("a gene of var", gene)
         if not 0 <= number < self.n_vars:
             raise ValueError(f"gene {number} is out of range, expected 0..{self.n_vars - 1}")
         return number

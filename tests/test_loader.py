@@ -1,5 +1,6 @@
 """GPUBatchLoader on the CPU: its batches are rows of the archive, in the order that the document describes."""
 
+import itertools
 import json
 import pickle
 import threading
@@ -605,6 +606,102 @@ def test_what_a_thread_meets_is_raised_in_its_place(archive: Path, recwarn: pyte
     assert [batch.rows.tolist() for batch in served] == batches[:10]
     assert threading.active_count() <= before
     assert not recwarn.list
+
+
+class Broken:
+    """A sampler or batch_sampler that gives what it has, and then fails."""
+
+    def __init__(self, given: list[Any], error: Exception) -> None:
+        self.given, self.error = given, error
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield what there is, then raise."""
+        yield from self.given
+        raise self.error
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("n_batches", [0, 1, 7, 90])
+@pytest.mark.parametrize("kind", ["sampler", "batch_sampler"])
+@pytest.mark.parametrize("device", ["cpu", "emulated"])
+def test_what_a_sampler_gave_before_its_error_is_yielded_first(
+    archive: Path, device: str, kind: str, n_batches: int, prefetch: int
+) -> None:
+    """Every batch that was drawn whole comes, then the sampler's own error; the state stands after the last batch."""
+    batches = [[2 * number % N_ROWS, 5] for number in range(n_batches)]
+    error = LookupError("the sampler's own")
+    given = {"batch_sampler": batches, "sampler": [row for rows in batches for row in rows] + [3]}[kind]
+    options: dict[str, Any] = {kind: Broken(given, error)} | ({"batch_size": 2} if kind == "sampler" else {})
+    where = EmulatedDevice() if device == "emulated" else "cpu"
+    loader = GPUBatchLoader(archive, device=where, prefetch=prefetch, **options)
+    served: list[Any] = []
+
+    with pytest.raises(LookupError, match="the sampler's own") as caught:
+        served.extend(loader)
+
+    assert [batch.rows.tolist() for batch in served] == batches
+    assert caught.value is error
+    assert loader.state_dict()["position"] == (2 * n_batches if kind == "sampler" else n_batches)
+
+
+def test_what_a_sampler_gave_before_its_error_is_yielded_in_workers(archive: Path) -> None:
+    """In worker processes too, every batch that was drawn comes before the error."""
+    batches = [[number] for number in range(9)]
+    plain = DataLoader(
+        GPUBatchLoader(archive, batch_sampler=Broken(batches, LookupError("the sampler's own")), device="cpu"),
+        batch_size=None, num_workers=2, multiprocessing_context="fork",
+    )  # fmt: skip
+    served: list[Any] = []
+
+    with pytest.raises(LookupError, match="the sampler's own"):
+        served.extend(plain)
+
+    assert [batch.rows.tolist() for batch in served] == batches
+
+
+def test_an_interrupt_in_a_sampler_is_not_held_back(archive: Path) -> None:
+    """Who interrupts the program while a sampler is drawn from gets no more batches first."""
+    batches = iter(GPUBatchLoader(archive, batch_sampler=Broken([[1]], KeyboardInterrupt()), device="cpu"))  # type: ignore[arg-type]
+
+    with pytest.raises(KeyboardInterrupt):
+        next(batches)
+
+
+class Drawn:
+    """A sampler or batch_sampler without end that counts what was drawn of it."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.count = kind, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield row 0, or lists of it, for ever."""
+        while True:
+            self.count += 1
+            yield 0 if self.kind == "sampler" else [0]
+
+
+@pytest.mark.parametrize("prefetch", [0, 2, 40])
+@pytest.mark.parametrize("kind", ["sampler", "batch_sampler"])
+def test_a_sampler_is_drawn_from_a_little_ahead(archive: Path, kind: str, prefetch: int) -> None:
+    """However small batches are, no more than 16 for each thread, 32 and prefetch are drawn beyond those that were yielded."""
+    sampler = Drawn(kind)
+    options: dict[str, Any] = {kind: sampler} | ({"batch_size": 2} if kind == "sampler" else {})
+    size = 2 if kind == "sampler" else 1
+    most = 16 * (torch.get_num_threads() + 2) + prefetch
+
+    batches = enumerate(GPUBatchLoader(archive, device="cpu", prefetch=prefetch, **options), 1)
+    ahead = [sampler.count - size * number for number, _ in itertools.islice(batches, 200)]
+
+    assert 0 <= max(ahead) <= size * most
+
+
+def test_empty_lists_are_batches_of_their_own_on_a_device(archive: Path) -> None:
+    """Lists without rows, before and between others, are batches wherever they are made."""
+    lists = [[], [1], [], [], [2, 3], []]
+
+    found = [batch.rows.tolist() for batch in GPUBatchLoader(archive, batch_sampler=lists, device=EmulatedDevice())]
+
+    assert found == lists
 
 
 @pytest.mark.parametrize("output", ["csr", "dense"])

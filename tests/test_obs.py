@@ -98,6 +98,10 @@ def test_what_no_tensor_holds_is_refused(make: Make) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Obs(shards, names)
+    with pytest.raises(ValueError, match="obs column 'when' is asked for twice"):
+        Obs(shards, ["when", "when"])
+    with pytest.raises(TypeError, match="obs is None, expected a list of column names"):
+        Obs(shards, None)  # type: ignore[arg-type]
 
 
 def test_a_column_that_one_archive_lacks_is_refused(make: Make) -> None:

@@ -181,13 +181,16 @@ def test_genes_are_chosen_by_name_or_number(make: Make) -> None:
 
     assert shards.gene_numbers(["g4", 0, np.int64(2), np.str_("g1")]).tolist() == [4, 0, 2, 1]
     assert shards.gene_numbers(np.array([5, 1])).tolist() == [5, 1]
-    assert shards.gene_numbers([]).tolist() == []
     assert twice.gene_numbers(["b", 0]).tolist() == [1, 0]
     for genes, kind, message in (
         (["g4", 4], ValueError, "gene 4 is asked for twice"),
         ([-1], ValueError, "gene -1 is out of range"),
         (["g9"], ValueError, "gene 'g9' is not in var_names"),
-        ([1.5], TypeError, "integer"),
+        ([1.5], TypeError, "a gene of var is 1.5, expected a whole number"),
+        ([], ValueError, "var is empty, expected at least one gene"),
+        (5, TypeError, "var is 5, expected a list of genes"),
+        ([True, False], TypeError, r"var holds True, expected names or numbers of genes; .*flatnonzero"),
+        (np.array([True, False]), TypeError, r"var holds .*True.*, expected names or numbers of genes"),
         ("g1", ValueError, r"var is 'g1', expected a list of genes: var=\['g1'\]"),
     ):
         with pytest.raises(kind, match=message):
