@@ -41,12 +41,13 @@ THREADS = 8
 
 
 class Read(NamedTuple):
-    """Bytes start..stop-1 of a file, which belong at `at` in the slab."""
+    """Bytes start..stop-1 of a file, which belong at `at` in the slab. is_seen: whether the check of the piece looks at them."""
 
     file: reader.File
     start: int
     stop: int
     at: int
+    is_seen: bool = True
 
     @property
     def where(self) -> slice:
@@ -55,7 +56,10 @@ class Read(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Some rows. check: looks at what was read, an array of bytes for each; returns whether columns ascend, raises ArchiveError."""
+    """Some rows. check: looks at what was read, an array of bytes for each read, empty for one that went straight to a device.
+
+    It returns whether columns ascend, and raises ArchiveError.
+    """
 
     reads: tuple[Read, ...]
     check: Callable[..., bool]
@@ -236,9 +240,10 @@ class Layout:
 
 @dataclass(slots=True)
 class Buffers:
-    """Where a piece is read to: `parts`, a tensor for each read. event: when an upload out of them is done."""
+    """Where a piece is read to: `parts`, a tensor for each read, `seen`, the same on the host. event: when the upload of it is done."""
 
     parts: list[torch.Tensor]
+    seen: list[torch.Tensor]
     memory: torch.Tensor
     event: Event | None = None
 
@@ -267,14 +272,15 @@ class InPlace:
 
     def buffers(self, piece: Piece) -> Buffers:
         """Give the piece's own place in the slab."""
-        return Buffers([self._slab[read.where] for read in piece.reads], self._slab)
+        parts = [self._slab[read.where] for read in piece.reads]
+        return Buffers(parts, parts, self._slab)
 
     def deliver(self, piece: Piece, buffers: Buffers) -> None:
         """Leave them there."""
 
 
 class Bounced:
-    """Pieces are read to page-locked buffers, in turn, and uploaded; values go straight to the device where the reader can."""
+    """Pieces are read to page-locked buffers, in turn, and uploaded; what no check looks at goes straight there where the reader can."""
 
     def __init__(self, device: Device, slab: torch.Tensor) -> None:
         self._device, self._ring = device, deque[Buffers]()
@@ -289,7 +295,8 @@ class Bounced:
 
     def buffers(self, piece: Piece) -> Buffers:
         """Give the buffers that were delivered longest ago; made anew while there are fewer than pieces under way."""
-        sizes = [read.stop - read.start for read in piece.reads]
+        bounced = [not self._is_direct or read.is_seen for read in piece.reads]
+        sizes = [read.stop - read.start if here else 0 for read, here in zip(piece.reads, bounced, strict=True)]
         starts = np.cumsum([0, *(-(-size // PAGE_BYTES) * PAGE_BYTES for size in sizes)])
         needed = int(starts[-2]) + sizes[-1]
         memory = torch.empty(0, dtype=torch.uint8)
@@ -300,14 +307,17 @@ class Bounced:
                 last.event.wait()  # waits
         if memory.numel() < needed:
             memory = self._device.staging(needed)
-        buffers = Buffers([memory[start : start + size] for start, size in zip(starts, sizes, strict=False)], memory)
+        seen = [memory[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+        parts = [part if here else self.slab[read.where] for read, part, here in zip(piece.reads, seen, bounced, strict=True)]
+        buffers = Buffers(parts, seen, memory)
         self._ring.append(buffers)
         return buffers
 
     def deliver(self, piece: Piece, buffers: Buffers) -> None:
-        """Enqueue the upload; the buffers are used again when it is done."""
-        for read, part in zip(piece.reads, buffers.parts, strict=True):
-            self._device.upload(part, self.slab[read.where])
+        """Enqueue the upload of what is not there yet; the buffers are used again when it is done."""
+        for read, part, seen in zip(piece.reads, buffers.parts, buffers.seen, strict=True):
+            if part is seen:
+                self._device.upload(part, self.slab[read.where])
         buffers.event = self._device.record()
 
     def clear(self) -> None:
@@ -364,7 +374,7 @@ def _load(piece: Piece, buffers: Buffers) -> bool:
     """Read one piece and check it; return whether the columns of its rows ascend."""
     for read, part in zip(piece.reads, buffers.parts, strict=True):
         read.file.read(read.start, read.stop, part)
-    return piece.check(*(part.numpy() for part in buffers.parts))
+    return piece.check(*(part.numpy() for part in buffers.seen))
 
 
 def open_file(archive: RawArchive, name: str, *, is_direct: bool = False) -> reader.File:

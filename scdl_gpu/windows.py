@@ -23,17 +23,18 @@ from scdl_gpu import reader
 from scdl_gpu.archive.check import check_pointers
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.cuts import Cuts, cut, starts, strands
-from scdl_gpu.archive.parts import Part, Parts
+from scdl_gpu.archive.parts import DAMAGED_TEXT, Part, Parts
 from scdl_gpu.archive.raw import RawArchive
 from scdl_gpu.arena import available_bytes, pages
 from scdl_gpu.device import Device, Event, size_words
 from scdl_gpu.errors import ArchiveError, DeviceError
+from scdl_gpu.kernels import gpu
 from scdl_gpu.kernels.packed import PACKED, SLACK_BYTES
-from scdl_gpu.kernels.shards import SHARD, kind_of
+from scdl_gpu.kernels.shards import DAMAGED, FAULTS, NO_FAULT, SHARD, kind_of
 from scdl_gpu.order import Order
 from scdl_gpu.shards import Shards
 from scdl_gpu.slab import THREADS, Bounced, InPlace, Piece, Read, Sink, copy_pieces, open_file, open_shard, packed_check, raw_check
-from scdl_gpu.window import Window
+from scdl_gpu.window import Window, upload
 from scdl_gpu.window_order import WindowOrder, WindowRows, extent_bytes_of
 
 Kind = Literal["device", "pinned", "host"]
@@ -104,11 +105,13 @@ class _Slot:
 class Windows:
     """The memory and the files that windows of `shards` go through; one epoch at a time has them, another one makes its own.
 
-    kind: where windows lie; window_bytes: what one takes. Files are read past the page cache where all of them would not fit into it.
+    kind: where windows lie; window_bytes: what one takes. reaches_device: values and packed rows are read straight to the device.
+    Files are read past the page cache where all of them would not fit into it.
     """
 
     def __init__(self, shards: Shards, kind: Kind, *, window_bytes: int, stored_bytes: int, device: Device | None) -> None:
         self.shards, self.kind, self.window_bytes, self.device = shards, kind, window_bytes, device
+        self.reaches_device = kind == "device" and reader.reaches_device()
         self.part_starts = np.concatenate(([0], shards.parts.ends[:-1]))
         self.report = Streaming(path=reader.path_in_use())
         self._cuts: Cuts | None = None
@@ -278,7 +281,27 @@ def fill_window(
     made = Window.on_host(parts, raw, packed) if device is None else Window.on_device(parts, raw, packed, device)
     if device is not None:
         device.record().wait()  # waits, in this thread: the rows are there
+        if windows.reaches_device:
+            _verify_there(made, device)
     return made, sum(counted)
+
+
+def _verify_there(window: Window, device: Device) -> None:
+    """Verify the checks of packed rows that went straight to the device, there. Raises ArchiveError naming the first that is damaged."""
+    parts = window.parts
+    numbers = np.flatnonzero(np.repeat(parts.is_packed, [part.n_rows for part in parts.parts]))
+    if not numbers.size:
+        return
+    part, _, rows, indptr = parts.extents(numbers)
+    fault = np.full(FAULTS, NO_FAULT, np.int32)
+    shard, where, pointers, found = (upload(array, device) for array in (part, rows, indptr, fault))
+    gpu.check_rows(device.launch, window.packed, shard, where, pointers.view(torch.int64), found)
+    report = device.staging(fault.nbytes)
+    device.download(found, report)
+    device.record().wait()  # waits, in this thread
+    position = int(report.numpy().view(np.int32)[DAMAGED])
+    if position != NO_FAULT:
+        raise ArchiveError(f"{parts.name(int(numbers[position]))} {DAMAGED_TEXT}")
 
 
 def _lay(windows: Windows, part: Part, first: int, count: int, at: int) -> _Laid:
@@ -288,7 +311,8 @@ def _lay(windows: Windows, part: Part, first: int, count: int, at: int) -> _Laid
     for strand in strands(part, start, stop):
         file = windows.file(part, strand.path)
         begin, end = strand.pages
-        reads.append(Read(file, begin, min(end, file.status.st_size), at))
+        is_seen = not windows.reaches_device if part.shard is not None else strand.path.name == FileNames.COLPTR.value
+        reads.append(Read(file, begin, min(end, file.status.st_size), at, is_seen))
         leads.append(slice(strand.start - begin, strand.stop - begin))
         offsets.append(at + strand.start - begin)
         at += end - begin
@@ -312,13 +336,13 @@ def _table(part: Part, first: int, count: int) -> tuple[NDArray[Any], tuple[int,
 
 def _check(windows: Windows, part: Part, first: int, table: NDArray[Any], start: int) -> Check:
     if part.shard is not None:
-        return packed_check(part.shard, first, first + table.size - 1)
+        return _unchecked if windows.reaches_device else packed_check(part.shard, first, first + table.size - 1)
     return raw_check(_raw(part), first, table.view(np.int64) + start, windows.shards.n_vars)
 
 
 def _check_read(check: Check, leads: list[slice], *found: NDArray[np.uint8]) -> bool:
     """Check what was read, without what fills up its pages."""
-    return check(*(memory[lead] for memory, lead in zip(found, leads, strict=True)))
+    return check(*(memory[lead] for memory, lead in zip(found, leads, strict=True)))  # of an empty one nothing is left
 
 
 def _unchecked(*_: Any) -> bool:

@@ -27,8 +27,8 @@ from scdl_gpu.placement import LEAST_WINDOW
 
 EMULATED, GPU = ([(kind, placement) for placement in ("device", "pinned", "host")] for kind in ("emulated", "gpu"))
 WHERE = [("cpu", "auto"), *EMULATED, *(pytest.param(one, marks=pytest.mark.gpu) for one in GPU)]
-SMALL: dict[str, Any] = {"windows": True, "host_budget": 2 * LEAST_WINDOW, "memory_budget": 2 * LEAST_WINDOW}
-"""Windows of a few extents: each takes whole pages, however few its rows."""
+SMALL: dict[str, Any] = {"windows": True, "host_budget": 2 * LEAST_WINDOW, "memory_budget": 2 * LEAST_WINDOW + 8191}
+"""Windows of a few extents: each takes whole pages, however few its rows; a device also has tables."""
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 STORED = ["uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
 
@@ -327,6 +327,28 @@ def test_a_damaged_packed_row_is_named_and_none_is_served(tmp_path: Path, where:
     assert 40 + row not in rows
 
 
+def test_a_reader_that_reaches_the_device_bounces_nothing_that_nobody_looks_at(
+    sources: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Values and packed rows go straight to the device, packed ones are verified there, and what is damaged is named."""
+    monkeypatch.setattr(windows.reader, "reaches_device", lambda: True)
+    device = EmulatedDevice()
+    with GPUBatchLoader(sources[0], 16, device=device, placement="device", **SMALL) as loader:
+        batches = list(loader)
+    device.record().wait()
+    assert_rows(served(batches), sources[1])
+    assert sorted(rows_of(batches)) == list(range(5 * N_ROWS))
+
+    path = write_packed(tmp_path / "a", matrix())
+    shard = open_packed(path).shards[1]
+    flip(shard.path, byte_of(shard, 6) + 2)
+    with (
+        GPUBatchLoader([sources[0][0], path], 16, device=device, placement="device", **SMALL) as loader,
+        pytest.raises(ArchiveError, match=r"shard-00001.scdp: row 6 \(row 46 of the archive\) does not match its check"),
+    ):
+        list(loader)
+
+
 def test_a_column_out_of_range_is_named(tmp_path: Path, where: dict[str, Any]) -> None:
     """A gene that is not there raises, with file or archive and row."""
     x = matrix()
@@ -377,7 +399,7 @@ def test_a_sampler_excludes_windows(raw: Path) -> None:
     assert (loader.streaming, rows_of(loader)) == (None, list(range(5)))
 
 
-@pytest.mark.parametrize(("budget", "kind"), [(2 * LEAST_WINDOW, "device"), (1000, None)])
+@pytest.mark.parametrize(("budget", "kind"), [(SMALL["memory_budget"], "device"), (1000, None)])
 def test_auto_streams_what_fits_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture, budget: int, kind: str | None) -> None:
     """What exceeds every budget goes through windows on the device, and a warning says so; without room it is read from the disk."""
     path = write(tmp_path / "a", matrix(n_rows=4000))

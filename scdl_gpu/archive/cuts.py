@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.parts import Part, Parts
+from scdl_gpu.errors import ArchiveError
 from scdl_gpu.reader import PAGE_BYTES
 
 Ints = NDArray[np.int64]
@@ -89,6 +90,12 @@ def _cut_part(part: Part, size_bytes: int) -> tuple[Ints, Ints]:
     goals = np.arange(ends[0], ends[1], max(1, size_bytes // width), dtype=np.int64)[1:]
     bounds = np.unique(np.concatenate((_last_at_most(start, part.n_rows, goals), np.arange(0, part.n_rows, MOST_ROWS), [0, part.n_rows])))
     elements = np.diff(start(bounds))
+    if (elements < 0).any():
+        at = int(np.flatnonzero(elements < 0)[0])
+        raise ArchiveError(
+            f"{part.name(int(bounds[at + 1]))} begins before {part.name(int(bounds[at]))}, expected rows to follow each other; "
+            f"the file is damaged: copy it again, or convert the source anew"
+        )
     sizes = elements * width + np.diff(bounds) * _entry_bytes(part) + 2 * PAGE_BYTES * len(files)
     return bounds, sizes
 
