@@ -71,8 +71,7 @@ def choose(
     windows: True demands windows, False rows that are all resident; None takes windows where nothing else fits. Two share the budget
     of their kind of memory; where none is given each has at most WINDOW_BYTES, and a power of two. A step down from the device is
     logged as a warning. may_stream: False where the order is not ours to choose.
-    table_bytes: what lies on the device beside rows wherever those are placed, tables of shards and gene orders; it is taken off
-    the budget.
+    table_bytes: what lies on the device beside resident rows, tables of shards and gene orders; they have to fit together.
     Raises ValueError for arguments, DeviceError with the sizes where the rows do not fit.
     """
     if placement not in PLACEMENTS:
@@ -87,27 +86,28 @@ def choose(
     host = _host_room(layout, host_budget, is_shared=device is not None and not windows)
     if device is None:
         return _choose_host(size_bytes, host, windows, may_stream=may_stream)
-    room = _device_room(device, memory_budget, output_bytes, table_bytes)
+    room = _device_room(device, memory_budget, output_bytes)
     if windows:
         kind: Kind = "host" if placement == "host" else "pinned" if placement == "pinned" else "device"
         return _stream(size_bytes, kind, room if kind == "device" else host, "as asked for")
-    if placement == "device" or (placement == "auto" and room.holds(size_bytes)):
-        return Plan("device", size_bytes, room.fit(size_bytes, 'placement="pinned", windows=True, or raise memory_budget'))
+    resident = room.less(table_bytes)
+    if placement == "device" or (placement == "auto" and resident.holds(size_bytes)):
+        return Plan("device", size_bytes, resident.fit(size_bytes, 'placement="pinned", windows=True, or raise memory_budget'))
     if placement == "pinned":
         return Plan("pinned", size_bytes, host.fit(size_bytes, 'placement="host", windows=True, or raise host_budget'))
     if placement == "host":
         return _choose_host(size_bytes, host, windows, may_stream=may_stream)
     if host.holds(size_bytes):
-        why = f"{room.miss(size_bytes)}; {host.fit(size_bytes, '')}"
+        why = f"{resident.miss(size_bytes)}; {host.fit(size_bytes, '')}"
         logger.warning("rows are placed in page-locked memory of the host, and every batch comes over the bus: %s", why)
         return Plan("pinned", size_bytes, why)
     if windows is None and may_stream and room.window_bytes:
-        why = f"{room.miss(size_bytes)}; {host.miss(size_bytes)}"
+        why = f"{resident.miss(size_bytes)}; {host.miss(size_bytes)}"
         logger.warning("rows stream through windows in memory of the device: %s", why)
         return _stream(size_bytes, "device", room, why)
-    logger.warning("batches are assembled on the CPU: %s", room.miss(size_bytes))
+    logger.warning("batches are assembled on the CPU: %s", resident.miss(size_bytes))
     plan = _choose_host(size_bytes, host, windows, may_stream=may_stream)
-    return replace(plan, why=f"{room.miss(size_bytes)}; {plan.why}")
+    return replace(plan, why=f"{resident.miss(size_bytes)}; {plan.why}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +126,12 @@ class _Room:
             half = min(WINDOW_BYTES, 1 << max(0, half.bit_length() - 1))
         return half if half >= LEAST_WINDOW else 0
 
+    def less(self, table_bytes: int) -> "_Room":
+        """Return what is left for rows beside tables."""
+        if not table_bytes:
+            return self
+        return _Room(max(0, self.limit - table_bytes), f"{self.words}, {size_words(table_bytes)} of it for tables", self.budget)
+
     def holds(self, size_bytes: int) -> bool:
         return size_bytes <= self.limit
 
@@ -139,13 +145,12 @@ class _Room:
         raise DeviceError(f"{self.miss(size_bytes)}; choose {cure}")
 
 
-def _device_room(device: Device, asked: float | None, output_bytes: int, table_bytes: int) -> _Room:
+def _device_room(device: Device, asked: float | None, output_bytes: int) -> _Room:
     free, total = device.memory()
     limit = _budget_bytes("memory_budget", asked, free)
     if limit is None:
         limit = max(0, free - max(RESERVE_BYTES, output_bytes))
-    words = f"the budget of {size_words(limit)} on {device.name}, {size_words(free)} of {size_words(total)} being free"
-    return _Room(max(0, limit - table_bytes), words + (f", {size_words(table_bytes)} of it for tables" if table_bytes else ""), asked)
+    return _Room(limit, f"the budget of {size_words(limit)} on {device.name}, {size_words(free)} of {size_words(total)} being free", asked)
 
 
 def _host_room(layout: Layout, budget: float | None, *, is_shared: bool) -> _Room:
