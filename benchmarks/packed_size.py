@@ -94,6 +94,7 @@ def payload(source: Any, folder: Path) -> tuple[float, int, int]:
 def plate(source: Path, out: Path | None) -> dict[str, Any]:
     """Measure a plate at each of STEPS, and extrapolate to rows that the gene order has not seen."""
     x = sp.csr_matrix(anndata.read_h5ad(source).X)
+    x = sp.csr_matrix((x.data, x.indices.astype(x.indptr.dtype), x.indptr), x.shape)  # SciPy slices by rows only where both agree
     each, known = [], []
     for step in STEPS:
         with tempfile.TemporaryDirectory(dir=out) as folder:
@@ -128,7 +129,7 @@ def tahoe(plates: list[Path], pairs: list[tuple[Path, Path]], out: Path | None) 
     depths, unseen = (np.array([one[name] for one in found]) for name in ("nnz_per_row", "unseen"))
     degree = 1 if len(found) > 3 else 0
     line = np.polynomial.Polynomial.fit(depths, unseen, degree)
-    each = float(line(TAHOE_NNZ / TAHOE_ROWS))
+    each = float(line(np.clip(TAHOE_NNZ / TAHOE_ROWS, depths.min(), depths.max())))  # a line says nothing beyond its plates
     seen = np.array([one["payload"][-1] for one in found])
     errors = {
         "plates": float(np.sqrt(np.sum((unseen - line(depths)) ** 2) / (len(found) - degree - 1))),
