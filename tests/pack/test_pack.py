@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from scdl_gpu.archive.packed import open_packed
 from scdl_gpu.archive.raw import open_raw
 from scdl_gpu.convert import convert_h5ad
-from scdl_gpu.errors import ArchiveError, SourceError
+from scdl_gpu.errors import SourceError
 from scdl_gpu.pack import pack
 
 DTYPES = ["uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
@@ -173,7 +173,7 @@ def test_packed_source_is_refused(raw, counts, tmp_path):
     """An archive that is packed already is told from a raw one."""
     pack(raw(counts()), tmp_path / "packed")
 
-    with pytest.raises(ArchiveError, match="unpack"):
+    with pytest.raises(SourceError, match=r"packed already.*scdl-gpu unpack"):
         pack(tmp_path / "packed", tmp_path / "again")
 
 
