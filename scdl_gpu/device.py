@@ -218,6 +218,11 @@ class _CudaEvent:
         self._event.synchronize()  # waits
 
 
+def cupy_version() -> str:
+    """Return CuPy's version; raises DeviceError saying what to install where it cannot be imported."""
+    return str(_cupy().__version__)
+
+
 def padded(size_bytes: int) -> int:
     """Round up to a multiple of ALIGNMENT."""
     return -(-size_bytes // ALIGNMENT) * ALIGNMENT

@@ -1,4 +1,4 @@
-"""`scdl-gpu`: convert, concat, pack, unpack, info and verify archives from a shell.
+"""`scdl-gpu`: convert, concat, pack, unpack, info and verify archives from a shell, and look at the machine.
 
 Knows the commands and their order in the help; each is a file of its own, which imports what it works with when it is
 run: the help must not wait for it.
@@ -8,6 +8,7 @@ import typer
 
 from scdl_gpu.cli.concat import concat
 from scdl_gpu.cli.convert import convert
+from scdl_gpu.cli.doctor import doctor
 from scdl_gpu.cli.info import info
 from scdl_gpu.cli.pack import pack, unpack
 from scdl_gpu.cli.report import SETTINGS, VersionOption
@@ -21,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings=SETTINGS,
 )
-for command in (convert, concat, pack, unpack, info, verify):
+for command in (convert, concat, pack, unpack, info, verify, doctor):
     app.command(context_settings=SETTINGS)(command)
 
 
@@ -36,6 +37,7 @@ def scdl_gpu(version: VersionOption = False) -> None:
     scdl-gpu verify pbmc                    read every byte of it, and name the first fault
     scdl-gpu concat day1 day2 both          archives one after the other
     scdl-gpu pack pbmc pbmc-packed          about a tenth of the bytes; unpack goes back
+    scdl-gpu doctor                         what this machine offers, and lacks
 
     Raw archives are directories that bionemo-scdl opens too. `scdl-gpu COMMAND --help` says more.
     Results go to stdout, progress and faults to stderr; the exit code is 0 for success, 1 for a fault, 2 for wrong usage.

@@ -16,7 +16,7 @@ def test_help_lists_the_commands(run: Callable) -> None:
     result = run("--help")
 
     assert result.exit_code == 0
-    assert all(f"scdl-gpu {command} " in result.stdout for command in COMMANDS)
+    assert all(f"scdl-gpu {command} " in result.stdout for command in (*COMMANDS, "pack", "doctor"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
