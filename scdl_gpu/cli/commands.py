@@ -9,6 +9,7 @@ import typer
 from scdl_gpu.cli.concat import concat
 from scdl_gpu.cli.convert import convert
 from scdl_gpu.cli.doctor import doctor
+from scdl_gpu.cli.example_data import example_data
 from scdl_gpu.cli.info import info
 from scdl_gpu.cli.pack import pack, unpack
 from scdl_gpu.cli.report import SETTINGS, VersionOption
@@ -22,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings=SETTINGS,
 )
-for command in (convert, concat, pack, unpack, info, verify, doctor):
+for command in (convert, concat, pack, unpack, info, verify, doctor, example_data):
     app.command(context_settings=SETTINGS)(command)
 
 
@@ -38,6 +39,7 @@ def scdl_gpu(version: VersionOption = False) -> None:
     scdl-gpu concat day1 day2 both          archives one after the other
     scdl-gpu pack pbmc pbmc-packed          about a tenth of the bytes; unpack goes back
     scdl-gpu doctor                         what this machine offers, and lacks
+    scdl-gpu example-data                   fetch the example of bionemo-scdl's README
 
     Raw archives are directories that bionemo-scdl opens too. `scdl-gpu COMMAND --help` says more.
     Results go to stdout, progress and faults to stderr; the exit code is 0 for success, 1 for a fault, 2 for wrong usage.
