@@ -4,12 +4,14 @@
 #   make test      lint, types and every test that is neither exhaustive nor needs a GPU
 #   make test-all  the same with the exhaustive tests
 #   make check     lint, types and the house rules only
+#   make docs      the documentation site into site/, warnings being errors; its tools go into $(DOCS_VENV)
 #   make gpu-check what only a GPU can prove, in under eight minutes: needs torch with CUDA, CuPy, Numba, SciPy, pandas, pyarrow, xxhash and tqdm in GPU_PYTHON; installs nothing
 #
 # PYTHON=python3.12, VENV=/elsewhere, PYTEST_ARGS="-k header", SCDL_TEST_DATA=/folder/of/h5ad
 
 PYTHON ?= python3
 VENV ?= .venv
+DOCS_VENV ?= .venv-docs
 PYTEST_ARGS ?=
 GPU_PYTHON ?= python3
 
@@ -17,7 +19,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export NUMBA_CACHE_DIR := $(abspath $(VENV))/numba-cache
 
-.PHONY: demo test test-all check gpu-check lint env clean
+.PHONY: demo test test-all check docs gpu-check lint env clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -30,6 +32,16 @@ test-all: lint
 
 check: lint
 	$(BIN)/python -m pytest -q tests/house $(PYTEST_ARGS)
+
+# An environment of its own: the site is built from the sources as text, so it needs neither torch nor this package.
+docs: $(DOCS_VENV)/.installed
+	PATH="$(abspath $(DOCS_VENV))/bin:$$PATH" NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict --quiet
+
+$(DOCS_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(PYTHON) -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"]))' > $(DOCS_VENV)/docs.txt
+	$(DOCS_VENV)/bin/python -m pip install -q -r $(DOCS_VENV)/docs.txt
+	@touch $@
 
 gpu-check: export NUMBA_CACHE_DIR := $(abspath gpu-check)/numba-cache
 gpu-check:
@@ -55,4 +67,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis demo-data
+	rm -rf $(VENV) $(DOCS_VENV) site build dist .mypy_cache .ruff_cache .hypothesis demo-data

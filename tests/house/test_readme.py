@@ -1,5 +1,6 @@
 """What the README shows works: its Python blocks run, its commands exist."""
 
+import functools
 import os
 import re
 import shlex
@@ -45,6 +46,7 @@ def commands_of(text: str) -> list[list[str]]:
     return commands
 
 
+@functools.cache
 def help_of(*words: str) -> str | None:
     """Give what one of our commands prints for `--help`, None where it fails."""
     environment = {**os.environ, "COLUMNS": "400", "TERM": "dumb", "NO_COLOR": "1"}
