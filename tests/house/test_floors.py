@@ -18,7 +18,7 @@ FLOORS = {
     0: "errors batch version row_dataset callers arguments",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
-FREE_WITHIN = {"archive", "convert", "pack", "cli", "kernels"}
+FREE_WITHIN = {"archive", "convert", "pack", "bench", "cli", "kernels"}
 THIN_OVER = {("cli", "bench"), ("convert", "pack")}  # `scdl-gpu bench` and `convert_h5ad(packed=True)` only hand their arguments on
 HOME_OF = {
     "cupy": {"scdl_gpu.device", "scdl_gpu.kernels.gpu"},
