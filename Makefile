@@ -6,6 +6,8 @@
 #   make check     lint, types and the house rules only
 #   make docs      the documentation site into site/, warnings being errors; its tools go into $(DOCS_VENV)
 #   make gpu-check what only a GPU can prove, in under eight minutes: needs torch with CUDA, CuPy, Numba, SciPy, pandas, pyarrow, xxhash and tqdm in GPU_PYTHON; installs nothing
+#   make bench     our loader, bionemo-scdl, and annbatch where it is built, on 20,000 Tahoe-like cells: in under ten minutes
+#   make bench-all every peer, in environments that are made first, CSR and dense; BENCH_ARGS="--cells 1000000" and other options
 #
 # PYTHON=python3.12, VENV=/elsewhere, PYTEST_ARGS="-k header", SCDL_TEST_DATA=/folder/of/h5ad
 
@@ -13,13 +15,14 @@ PYTHON ?= python3
 VENV ?= .venv
 DOCS_VENV ?= .venv-docs
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 GPU_PYTHON ?= python3
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export NUMBA_CACHE_DIR := $(abspath $(VENV))/numba-cache
 
-.PHONY: demo test test-all check docs gpu-check lint env clean
+.PHONY: demo test test-all check docs bench bench-all gpu-check lint env clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -47,6 +50,17 @@ gpu-check: export NUMBA_CACHE_DIR := $(abspath gpu-check)/numba-cache
 gpu-check:
 	$(GPU_PYTHON) benchmarks/gpu_check.py
 
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/tahoe100m.py --peers bionemo-scdl,annbatch --max-time 2 --warmup-time 0.5 $(BENCH_ARGS)
+
+bench-all: $(VENV)/.bench
+	$(BIN)/python benchmarks/tahoe100m.py --peers all --build-peers --output csr,dense $(BENCH_ARGS)
+
+$(VENV)/.bench: $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,dask,bench]'
+	$(BIN)/python -m pip install -q --no-deps --force-reinstall -e .
+	@touch $@
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict
@@ -67,4 +81,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DOCS_VENV) site build dist .mypy_cache .ruff_cache .hypothesis demo-data
+	rm -rf $(VENV) $(DOCS_VENV) site build dist .mypy_cache .ruff_cache .hypothesis demo-data bench-data

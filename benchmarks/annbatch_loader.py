@@ -13,100 +13,33 @@ Sums of all values are compared before anything is timed.
 """
 
 import argparse
-import json
-import subprocess
-import sys
-import time
+import tempfile
 from collections.abc import Callable, Iterator
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-CHUNK, CHUNKS = 512, 32
-"""Rows that annbatch reads at once, and how often: a window of 16,384 rows."""
-PACKAGES = ("annbatch", "zarr", "zarrs", "anndata", "numpy", "scipy", "torch")
-
-
-# ---- annbatch's side: run by its own interpreter, imports nothing of ours
-
-
-def serve(source: Path, store: Path) -> None:
-    """Answer each line on stdin, a JSON object, by a line on stdout, until stdin ends."""
-    import zarr
-    from annbatch import DatasetCollection
-
-    if find_spec("zarrs"):
-        zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
-    collection = DatasetCollection(str(store))
-    start = time.perf_counter()
-    if collection.is_empty:
-        collection.add_adatas([str(source)])
-    versions = {name: metadata.version(name) for name in PACKAGES if find_spec(name)}
-    facts = {"versions": versions, "python": sys.version.split()[0], "seconds_to_convert": round(time.perf_counter() - start, 1)}
-    print(json.dumps(facts), flush=True)
-    loaders: dict[str, Any] = {}
-    for line in sys.stdin:
-        asked = json.loads(line)
-        key = f"{asked['batch_size']} {asked['obs']}"
-        if key not in loaders:
-            loaders[key] = _loader(collection, asked["batch_size"], obs=asked["obs"])
-        print(json.dumps(_epoch(loaders[key], asked["output"], is_summed=asked["sum"])), flush=True)
-
-
-def _loader(collection: Any, batch_size: int, *, obs: bool) -> Any:
-    import anndata as ad
-    from annbatch import Loader
-
-    def without_obs(group: Any) -> ad.AnnData:
-        return ad.AnnData(X=ad.io.sparse_dataset(group["X"]))
-
-    to = "torch" if find_spec("torch") else None
-    sizes = {"chunk_size": CHUNK, "preload_nchunks": CHUNKS, "batch_size": batch_size}
-    loader = Loader(**sizes, shuffle=True, drop_last=True, preload_to_gpu=False, to=to)
-    return loader.use_collection(collection, **({} if obs else {"load_adata": without_obs}))
-
-
-def _epoch(loader: Any, output: str, *, is_summed: bool) -> dict[str, float]:
-    cells, total = 0, 0.0
-    for batch in loader:
-        x = batch["X"]
-        if output == "dense":
-            x = x.to_dense() if hasattr(x, "to_dense") else x.toarray()
-        cells += x.shape[0]
-        if is_summed:
-            total += float(x.sum())
-    return {"cells": cells, "sum": total}
-
-
-# ---- our side
+CHUNK, WINDOW = 512, 16_384
+"""Rows that annbatch reads at once, and those that it shuffles together."""
 
 
 class Annbatch:
-    """The process that serves. Raises SystemExit with what it said where it does not."""
+    """The process that serves annbatch over a store, which is made beside the source. Raises PeerError where it fails."""
 
-    def __init__(self, python: Path, source: Path, store: Path) -> None:
-        command = [str(python), __file__, "--serve", str(source), str(store)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.facts = self._answer()
+    def __init__(self, python: Path, source: Path, store: Path, log: Path) -> None:
+        from scdl_gpu.bench.peer import Process, script_of
 
-    def epoch(self, **asked: Any) -> dict[str, Any]:
+        self._asked = {"sources": [str(source)], "store": str(store)}
+        self._process = Process(python, script_of("annbatch"), log)
+        made = self._process.ask("convert", **self._asked, settings={})
+        self.facts = {**self._process.facts, "seconds_to_convert": made["seconds"]}
+
+    def epoch(self, *, sum: bool = False, **settings: Any) -> dict[str, Any]:
         """Let it run through an epoch."""
-        print(json.dumps({"sum": False, **asked}), file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        for line in self._process.stdout or ():
-            if line.startswith("{"):
-                return dict(json.loads(line))
-        raise SystemExit(f"annbatch's process ended with {self._process.wait()}; see what it said above")
+        return self._process.ask("epoch", **self._asked, settings={"chunk": CHUNK, **settings}, sum=sum)
 
     def close(self) -> None:
         """End it."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-        self._process.wait()
+        self._process.close()
 
 
 def ours(archive: Path, batch_size: int, output: str) -> Callable[[], Iterator[Any]]:
@@ -152,7 +85,7 @@ def compare(annbatch: Annbatch, archive: Path, batch_size: int, output: str, rou
     row_bytes = 8 * dataset.number_nonzero_values() / len(dataset) if output == "csr" else 4 * dataset.number_of_variables()[0]
     results = bench.interleaved(alternatives, count=cells, rounds=rounds, size_bytes=int(cells * row_bytes))
     for result in results:
-        facts = {"batch_size": batch_size, "output": output, "cache": "warm", "chunk": CHUNK, "window": CHUNK * CHUNKS}
+        facts = {"batch_size": batch_size, "output": output, "cache": "warm", "chunk": CHUNK, "window": WINDOW}
         print(bench.json_line(result, **facts, annbatch=annbatch.facts))
     print(f"\n{output}, batch size {batch_size}, {cells:,} cells a round\n{bench.table(results)}\n", flush=True)
 
@@ -169,17 +102,16 @@ def main() -> None:
     from dataloader import archive_of
 
     archive = archive_of(arguments.source)
-    annbatch = Annbatch(arguments.annbatch, arguments.source, arguments.source.with_suffix(".annbatch.zarr"))
-    try:
-        for output in arguments.output:
-            for batch_size in arguments.batch_size:
-                compare(annbatch, archive, batch_size, output, arguments.rounds)
-    finally:
-        annbatch.close()
+    store = arguments.source.with_suffix(".annbatch.zarr")
+    with tempfile.NamedTemporaryFile(suffix=".log") as log:
+        annbatch = Annbatch(arguments.annbatch, arguments.source, store, Path(log.name))
+        try:
+            for output in arguments.output:
+                for batch_size in arguments.batch_size:
+                    compare(annbatch, archive, batch_size, output, arguments.rounds)
+        finally:
+            annbatch.close()
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--serve"]:
-        serve(*map(Path, sys.argv[2:4]))
-    else:
-        main()
+    main()

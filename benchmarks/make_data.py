@@ -1,12 +1,16 @@
 """Write an h5ad file of random counts whose rows and genes look like a full-transcriptome experiment.
 
     python benchmarks/make_data.py OUT.h5ad --cells 200000 --genes 36000 --nnz 1500 [--layout csr|csc|dense] [--compression gzip]
+    python benchmarks/make_data.py tahoe OUT --cells 1000000 [--plates 14] [--genes 62710] [--compression gzip]
 
-Row lengths are log-normal (sigma 0.46), genes are drawn by a log-normal popularity (sigma 1.8), counts are geometric
-with mean 1.6. Written in blocks: memory does not grow with --cells. CSC is made from all of it in memory.
+The second writes plates like those of Tahoe-100M into the folder OUT (scdl_gpu/bench/plates.py says how). In the first row lengths are
+log-normal (sigma 0.46), genes are drawn by a log-normal popularity (sigma 1.8), counts are geometric with mean 1.6. Written in blocks:
+memory does not grow with --cells. CSC is made from all of it in memory.
 """
 
 import argparse
+import sys
+import time
 from pathlib import Path
 
 import anndata as ad
@@ -72,8 +76,37 @@ def write(path: Path, cells: int, genes: int, nnz: int, *, layout: str = "csr", 
         group.create_dataset("indptr", data=np.concatenate(indptr))
 
 
+def write_tahoe(words: list[str]) -> None:
+    """Parse the arguments that follow `tahoe`, write plates, say how fast."""
+    from scdl_gpu.bench.plates import GENES, PLATES, write_plates
+
+    parser = argparse.ArgumentParser(prog="make_data.py tahoe", description=write_plates.__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--cells", type=int, default=20_000)
+    parser.add_argument("--plates", type=int, default=PLATES)
+    parser.add_argument("--genes", type=int, default=GENES)
+    parser.add_argument("--compression", choices=["gzip", "lzf"])
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(words)
+    start = last = time.perf_counter()
+
+    def told(done: int, total: int) -> None:
+        nonlocal last
+        if time.perf_counter() - last > 5 or done == total:
+            last = time.perf_counter()
+            print(f"{done:,} of {total:,} cells, {done / (last - start):,.0f} cells/s", flush=True)
+
+    paths = write_plates(
+        given.out, given.cells, n_plates=given.plates, n_vars=given.genes, seed=given.seed, compression=given.compression, told=told
+    )
+    print(f"{len(paths)} plates, {sum(path.stat().st_size for path in paths) / 1e6:,.0f} MB, {time.perf_counter() - start:.1f} s")
+
+
 def main() -> None:
     """Parse the arguments and write."""
+    if sys.argv[1:2] == ["tahoe"]:
+        write_tahoe(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--cells", type=int, default=200_000)

@@ -1,4 +1,4 @@
-"""`scdl-gpu`: convert, concat, pack, unpack, info and verify archives from a shell, and look at the machine.
+"""`scdl-gpu`: convert, concat, pack, unpack, info and verify archives from a shell, look at the machine, and measure loaders.
 
 Knows the commands and their order in the help; each is a file of its own, which imports what it works with when it is
 run: the help must not wait for it.
@@ -6,6 +6,7 @@ run: the help must not wait for it.
 
 import typer
 
+from scdl_gpu.cli.bench import bench
 from scdl_gpu.cli.concat import concat
 from scdl_gpu.cli.convert import convert
 from scdl_gpu.cli.doctor import doctor
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings=SETTINGS,
 )
-for command in (convert, concat, pack, unpack, info, verify, doctor, example_data):
+for command in (convert, concat, pack, unpack, info, verify, doctor, example_data, bench):
     app.command(context_settings=SETTINGS)(command)
 
 
@@ -40,6 +41,7 @@ def scdl_gpu(version: VersionOption = False) -> None:
     scdl-gpu pack pbmc pbmc-packed          about a tenth of the bytes; unpack goes back
     scdl-gpu doctor                         what this machine offers, and lacks
     scdl-gpu example-data                   fetch the example of bionemo-scdl's README
+    scdl-gpu bench                          loaders side by side, on cells like Tahoe-100M's
 
     Raw archives are directories that bionemo-scdl opens too. `scdl-gpu COMMAND --help` says more.
     Results go to stdout, progress and faults to stderr; the exit code is 0 for success, 1 for a fault, 2 for wrong usage.

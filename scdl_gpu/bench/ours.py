@@ -1,0 +1,95 @@
+"""GPUBatchLoader as `serve.py` measures it.
+
+Knows how its settings are spelt here, nothing of clocks. Runs in a process of its own, also as a rank that torchrun started; through a
+DataLoader where worker processes are asked for.
+"""
+
+import os
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, RandomSampler
+
+import scdl_gpu
+from scdl_gpu import GPUBatchLoader
+
+Settings = dict[str, Any]
+
+
+def facts() -> dict[str, Any]:
+    """Give the versions, and how many threads torch has."""
+    versions = {"scdl-gpu": scdl_gpu.__version__, **{name: metadata.version(name) for name in ("torch", "numpy", "numba")}}
+    return {"versions": versions, "threads": torch.get_num_threads()}
+
+
+def convert(sources: list[str], store: str, settings: Settings) -> None:
+    """Make a raw or a packed archive of h5ad files."""
+    scdl_gpu.convert_h5ad(sources, store, x=settings.get("x", "X"), packed=settings["format"] == "packed", progress=False)
+
+
+def open(sources: list[str], store: str, settings: Settings) -> "Ours":
+    """Open the loader on the archive at `store`."""
+    return Ours(store, settings)
+
+
+class Ours:
+    """A loader, through torch's DataLoader where there are workers."""
+
+    def __init__(self, store: str, settings: Settings) -> None:
+        sampling, self._workers = settings.get("sampling", "shuffle"), settings.get("workers", 0)
+        order: Settings = {"shuffle": sampling == "shuffle", "drop_last": True}
+        if sampling == "random":
+            n_rows = len(scdl_gpu.SingleCellMemMapDataset(store))
+            order = {"sampler": RandomSampler(range(n_rows), replacement=True), "drop_last": True}
+        self._loader = GPUBatchLoader(
+            store,
+            settings["batch_size"],
+            device=settings.get("device", "auto"),
+            output=settings.get("output", "csr"),
+            placement=settings.get("placement", "auto"),
+            windows=settings.get("windows"),
+            seed=settings.get("seed", 0),
+            rank=int(os.environ.get("RANK", "0")),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            **order,
+        )
+        self._batches: Any = DataLoader(self._loader, batch_size=None, num_workers=self._workers) if self._workers else self._loader
+
+    def epoch(self, number: int) -> Any:
+        """Begin an epoch."""
+        self._loader.set_epoch(number)
+        return iter(self._batches)
+
+    def n_cells(self, batch: Any) -> int:
+        """Count rows."""
+        return len(batch)
+
+    def rows(self, batch: Any) -> Any:
+        """Give the CSR arrays or the dense array of a batch, on the host."""
+        x = batch.x
+        if x.layout == torch.sparse_csr:
+            return tuple(part.cpu().numpy() for part in (x.crow_indices(), x.col_indices(), x.values()))
+        return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
+
+    def words(self) -> str:
+        """Say what the loader chose."""
+        return repr(self._loader)
+
+    def close(self) -> None:
+        """Give back the memory."""
+        self._loader.close()
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where one is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()  # waits
+
+
+def device_bytes() -> int:
+    """Count what is in use of the GPU's memory, by whomever: the difference is the loader's."""
+    if not torch.cuda.is_initialized():
+        return 0
+    free, total = torch.cuda.mem_get_info()
+    return total - free

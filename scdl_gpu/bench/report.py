@@ -1,0 +1,155 @@
+"""What came of a contest, for people and for programs: a table, JSON, CSV.
+
+Knows the record that `contest` leaves, not how it came about. A figure is the median over the rounds, its spread (largest -
+smallest) / median; none is without its limit: what crosses memory in batches, against a copy of memory, or a fill where batches are
+dense (a copy within the GPU or over the bus, by where the rows lie), or what a cold loader must read, against the disk. Percent of
+limit is the median of each round's share of that round's limit.
+"""
+
+import csv
+import io
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Facts = dict[str, Any]
+# fmt: off
+COLUMNS = (
+    "cells_per_second", "spread", "ratio", "gb_per_second", "limit", "percent_of_limit", "first_s", "p50_ms", "p99_ms", "wait_percent",
+    "peak_pss_mb", "peak_private_mb", "device_mb", "entropy", "perfect_entropy", "near_pairs", "rows_checked", "disk_mb", "resident",
+)
+# fmt: on
+PLACED = {"device": "device copy", "pinned": "host to device", "host": "host to device"}
+
+
+def summary(record: Facts, baseline: str | None = None) -> list[Facts]:
+    """Give a row for each line of the record, in its order. baseline: label that ratios are to; None: the first bionemo-scdl, if any."""
+    labels = [line["label"] for line in record["lines"]]
+    base = baseline if baseline is not None else next((label for label in labels if label.startswith("bionemo-scdl")), None)
+    if baseline is not None and baseline not in labels:
+        raise ValueError(f"no contender is called {baseline!r}; there are {', '.join(dict.fromkeys(labels))}")
+    rows = [_row(record, line) for line in record["lines"]]
+    for row in rows:
+        same = [other for other in rows if other["label"] == base and _kind(other) == _kind(row)]
+        row["ratio"] = row["cells_per_second"] / same[0]["cells_per_second"] if same else None
+    return rows
+
+
+def _kind(row: Facts) -> tuple[Any, ...]:
+    return row["output"], row["batch_size"], row["cache"]
+
+
+def _row(record: Facts, line: Facts) -> Facts:
+    rounds, source = line["rounds"], record["source"]
+    rates = [one["cells"] / one["seconds"] for one in rounds]
+    batch_bytes = 8 * source["nonzeros"] / source["cells"] + 8 if line["output"] == "csr" else 4 * source["genes"]
+    read_bytes = record["sizes"][line["label"]] / source["cells"]
+    limit = "disk read" if line["cache"] == "cold" else _limit_of(rounds[0].get("loader", ""), line["output"])
+    cell_bytes = read_bytes if line["cache"] == "cold" else batch_bytes
+    shares = [rate * cell_bytes / 1e9 / record["limits"][one["round"]][limit] for rate, one in zip(rates, rounds, strict=True)]
+    rate = statistics.median(rates)
+    return {
+        **{key: line[key] for key in ("label", "output", "batch_size", "cache")},
+        "rounds": len(rounds),
+        "cells_per_second": rate,
+        "spread": (max(rates) - min(rates)) / rate,
+        "gb_per_second": rate * batch_bytes / 1e9,
+        "limit": limit,
+        "percent_of_limit": 100 * statistics.median(shares),
+        "first_s": _median(rounds, "first_s"),
+        "p50_ms": _median(rounds, "p50_s", 1e3),
+        "p99_ms": _median(rounds, "p99_s", 1e3),
+        "wait_percent": _median(rounds, "wait_share", 100),
+        "peak_pss_mb": max(one["peak_pss_bytes"] for one in rounds) / 1e6,
+        "peak_private_mb": max(one["peak_private_bytes"] for one in rounds) / 1e6,
+        "device_mb": max(one["device_bytes"] for one in rounds) / 1e6,
+        "entropy": _median(rounds, "entropy"),
+        "perfect_entropy": _median(rounds, "perfect_entropy"),
+        "near_pairs": _median(rounds, "near_pairs"),
+        "rows_checked": sum(one.get("rows", 0) for one in rounds),
+        "disk_mb": record["sizes"][line["label"]] / 1e6,
+        "resident": _median(rounds, "resident"),
+    }
+
+
+def _limit_of(words: str, output: str) -> str:
+    """Give the limit of a warm loader: of memory, or by the placement that ours names where a GPU is in use."""
+    placed = None if "on the cpu" in words else re.search(r"placement (\w+):", words)
+    memory = "memory copy" if output == "csr" else "memory fill"
+    return PLACED.get(placed[1], memory) if placed else memory
+
+
+def _median(rounds: Sequence[Facts], key: str, scale: float = 1.0) -> float | None:
+    values = [one[key] for one in rounds if one.get(key) is not None]
+    return scale * statistics.median(values) if values else None
+
+
+def as_text(record: Facts, rows: Sequence[Facts]) -> str:
+    """Write the tables for people: one for each output, batch size and state of the cache, then stores and limits."""
+    parts, source = [], record["source"]
+    for kind in dict.fromkeys(_kind(row) for row in rows):
+        output, batch_size, cache = kind
+        lines = [_words(row) for row in rows if _kind(row) == kind]
+        parts.append(f"{output}, batch size {batch_size:,}, {cache}\n{_aligned([HEAD, *lines])}")
+    conversions = [
+        [facts["store"], f"{facts['size_bytes'] / 1e6:,.0f}", f"{facts['size_bytes'] / source['nonzeros']:.2f}",
+         "was there" if facts["seconds"] is None else f"{facts['seconds']:.1f}", _number(facts.get("peak_private_bytes"), 1e-6)]
+        for facts in record["conversions"]
+    ]  # fmt: skip
+    if conversions:
+        parts.append(f"stores\n{_aligned([['', 'MB', 'bytes/nonzero', 'conversion s', 'private MB'], *conversions])}")
+    limits = [[name, f"{statistics.median(one[name] for one in record['limits']):.2f}"] for name in (record["limits"] or [{}])[0]]
+    if limits:
+        parts.append(f"limits of this machine in this run, medians\n{_aligned([['', 'GB/s'], *limits])}")
+    parts += [f"{label}: failed: {why.splitlines()[0]}" for label, why in record["failures"].items()]
+    shape = f"{source['cells']:,} cells x {source['genes']:,} genes, {source['nonzeros']:,} nonzeros"
+    head = f"{shape}; rows checked against {record['checked_against']}"
+    return "\n\n".join([head, *parts])
+
+
+HEAD = ["", "cells/s", "spread", "ratio", "GB/s", "% of limit", "first s", "p50 ms", "p99 ms", "wait %", "PSS MB", "private MB",
+        "GPU MB", "entropy", "near x", "disk MB", "in cache"]  # fmt: skip
+
+
+def _words(row: Facts) -> list[str]:
+    entropy = "-" if row["entropy"] is None else f"{row['entropy']:.2f}/{row['perfect_entropy']:.2f}"
+    return [
+        row["label"], f"{row['cells_per_second']:,.0f}", f"{100 * row['spread']:.0f}%", _number(row["ratio"], digits=2),
+        f"{row['gb_per_second']:.2f}", f"{row['percent_of_limit']:.0f} {row['limit']}", _number(row["first_s"], digits=2),
+        _number(row["p50_ms"], digits=2),
+        _number(row["p99_ms"], digits=2), _number(row["wait_percent"]), _number(row["peak_pss_mb"]), _number(row["peak_private_mb"]),
+        _number(row["device_mb"]) if row["device_mb"] else "-", entropy, _number(row["near_pairs"], digits=1), _number(row["disk_mb"]),
+        f"{100 * row['resident']:.0f}%",
+    ]  # fmt: skip
+
+
+def _number(value: float | None, scale: float = 1.0, digits: int = 0) -> str:
+    return "-" if value is None else f"{value * scale:,.{digits}f}"
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(f"{word:{'<' if n == 0 else '>'}{width}}" for n, (word, width) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    )
+
+
+def as_csv(rows: Sequence[Facts]) -> str:
+    """Write the summary as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["label", "output", "batch_size", "cache", "rounds", *COLUMNS], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write(record: Facts, rows: Sequence[Facts], *, json_path: Path | None, csv_path: Path | None) -> None:
+    """Write the files that are wanted; JSON holds every round."""
+    if json_path is not None:
+        json_path.write_text(json.dumps(record | {"summary": list(rows)}, indent=1) + "\n")
+    if csv_path is not None:
+        csv_path.write_text(as_csv(rows))

@@ -1,0 +1,224 @@
+"""`scdl-gpu bench` from end to end at a tiny size, beside a stand-in for a peer that is honest, lies, or fails."""
+
+import csv
+import json
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from scdl_gpu.bench import contest, peer, report
+from scdl_gpu.bench.source import open_source
+from scdl_gpu.cli.commands import app
+
+PEER = """
+    import os
+    import anndata, numpy, scipy.sparse
+
+    MODULE, PYTHON, REQUIRES, READS_ARCHIVES = "anndata", (3, 10), [], False
+    VARIANTS = [{"label": "stand-in", "store": "stand-in.npz", "factor": FACTOR}]
+
+    def facts():
+        print("noise on stdout is no answer")
+        return {"versions": {}}
+
+    def convert(sources, store, settings):
+        scipy.sparse.save_npz(store, scipy.sparse.vstack([anndata.read_h5ad(source).X for source in sources]).tocsr())
+
+    class Loader:
+        def __init__(self, store, settings):
+            self.x, self.settings = scipy.sparse.load_npz(store) * settings["factor"], settings
+
+        def epoch(self, number):
+            if self.settings["factor"] == 3:
+                raise RuntimeError("out of luck")
+            b, x = self.settings["batch_size"], self.x[numpy.random.default_rng(number).permutation(self.x.shape[0])]
+            made = (x[start : start + b] for start in range(0, x.shape[0] - b + 1, b))
+            return made if self.settings["output"] == "csr" else (batch.toarray() for batch in made)
+
+        def n_cells(self, batch):
+            return batch.shape[0]
+
+        def rows(self, batch):
+            return (batch.indptr, batch.indices, batch.data) if self.settings["output"] == "csr" else batch
+
+        def close(self):
+            del self.x
+
+    def open(sources, store, settings):
+        return Loader(store, settings)
+"""
+TINY = ["--cells", "300", "--plates", "3", "--genes", "400", "--batch-size", "20", "--max-time", "0.05", "--warmup-time", "0", "--no-plots"]
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the folder in which scripts of peers are looked for, with an honest one."""
+    (scripts := tmp_path / "peers").mkdir()
+    monkeypatch.setattr(peer, "SCRIPTS", scripts)
+    monkeypatch.setattr(contest.limits, "COPY_BYTES", 1 << 20)
+    write_peer(scripts, 1)
+    return scripts
+
+
+def write_peer(scripts: Path, factor: int) -> None:
+    """Write a peer whose values are multiplied by a factor."""
+    (scripts / "stand-in.py").write_text(textwrap.dedent(PEER.replace("FACTOR", str(factor))))
+
+
+def run(folder: Path, *words: str) -> tuple[int, str, dict]:
+    """Run the command; returns its exit code, what it printed, and the JSON that it left."""
+    done = CliRunner().invoke(
+        app, ["bench", "--folder", str(folder), "--json", str(folder / "out.json"), *TINY, *words], catch_exceptions=False
+    )
+    path = folder / "out.json"
+    return done.exit_code, done.output, json.loads(path.read_text()) if path.exists() else {}
+
+
+def test_everybody_takes_turns(stand_in: Path, tmp_path: Path) -> None:
+    """Each loader has its figures for each output and cache, with limits, checked rows, sizes and ratios, in JSON, CSV and a table."""
+    words = [
+        "--raw",
+        "--output",
+        "csr,dense",
+        "--num-runs",
+        "2",
+        "--peers",
+        "all",
+        "--baseline",
+        "stand-in",
+        "--csv",
+        str(tmp_path / "out.csv"),
+    ]
+
+    code, text, record = run(tmp_path, *words)
+
+    assert code == 0, text
+    kinds = [(row["label"], row["output"], row["cache"]) for row in record["summary"]]
+    assert sorted(kinds) == sorted(
+        (who, output, cache) for who in ("scdl_gpu raw", "stand-in") for output in ("csr", "dense") for cache in ("warm", "cold")
+    )
+    assert all(len(line["rounds"]) == 2 for line in record["lines"])
+    for row in record["summary"]:
+        assert row["cells_per_second"] > 0
+        assert row["percent_of_limit"] > 0
+        assert row["limit"] == ("disk read" if row["cache"] == "cold" else {"csr": "memory copy", "dense": "memory fill"}[row["output"]])
+        assert row["peak_pss_mb"] > row["peak_private_mb"] * 0.1 > 0
+        assert row["disk_mb"] > 0
+        assert row["ratio"] == 1 or row["label"] != "stand-in"
+    warm = [row for row in record["summary"] if row["cache"] == "warm"]
+    assert all(row["rows_checked"] >= 2 * 300 and 1 < row["entropy"] <= np.log2(3) + 1e-9 and row["resident"] == 1 for row in warm)
+    assert all(0.5 < row["near_pairs"] < 1.5 for row in warm)
+    assert {facts["store"] for facts in record["conversions"]} == {"scdl_gpu.raw", "stand-in.npz"}
+    assert all(facts["seconds"] > 0 and facts["size_bytes"] > 0 for facts in record["conversions"])
+    assert len(record["limits"]) == 2
+    assert len(list(csv.DictReader((tmp_path / "out.csv").open()))) == len(kinds)
+    assert text.count("stand-in") >= 4
+    assert "rows checked against h5ad" in text
+
+
+@pytest.mark.parametrize(("factor", "fault"), [(2, "are no rows of the source"), (3, "RuntimeError: out of luck")])
+def test_a_peer_that_lies_or_fails_is_told(stand_in: Path, tmp_path: Path, factor: int, fault: str) -> None:
+    """It has no figures, the reason is in JSON and on the terminal, and the exit code is 1."""
+    write_peer(stand_in, factor)
+    h5ad = tmp_path / "plates-300-3-400-0" / "h5ad"
+    words = ["--peers", "stand-in", "--num-runs", "1", "--cache", "warm"]
+
+    code, text, record = run(tmp_path, "-i", str(made(h5ad)), "--packed", *words)
+
+    assert code == 1
+    assert fault in record["failures"]["stand-in"]
+    assert fault in text
+    assert {line["label"] for line in record["lines"]} == {"scdl_gpu packed"}
+
+
+def made(folder: Path) -> Path:
+    """Make the plates before the command does."""
+    from scdl_gpu.bench.plates import write_plates
+
+    write_plates(folder, 300, n_plates=3, n_vars=400, table_bits=12)
+    return folder
+
+
+def test_rows_of_the_source_are_those_of_the_files(tmp_path: Path) -> None:
+    """The table of the source knows the rows of all files in their order, whatever the layout, and labels each by its file."""
+    import anndata
+    import scipy.sparse as sp
+
+    from scdl_gpu.bench import serve
+
+    random = np.random.default_rng(0)
+    parts = [sp.csr_matrix(random.poisson(0.3, (n, 50)).astype(np.float32)) for n in (7, 5)]
+    anndata.AnnData(X=parts[0]).write_h5ad(tmp_path / "a.h5ad")
+    anndata.AnnData(X=parts[1].tocsc()).write_h5ad(tmp_path / "b.h5ad")
+
+    source = open_source([tmp_path], use_x=True)
+    table, against = source.table(tmp_path)
+    again, _ = source.table(tmp_path)
+
+    numbers = serve.of_dense(sp.vstack(parts).toarray())
+    assert (source.n_rows, source.n_vars, source.nnz, against) == (12, 50, sum(part.nnz for part in parts), "h5ad")
+    assert table.rows(numbers).tolist() == list(range(12))
+    assert again.rows(numbers).tolist() == list(range(12))
+
+
+def test_an_archive_is_a_source(tmp_path: Path, make_h5ad) -> None:
+    """Rows of an archive are known by the same fingerprints as those of the file it was made of."""
+    from scdl_gpu import convert_h5ad
+
+    path = make_h5ad(n_rows=30)
+    convert_h5ad(path, tmp_path / "archive")
+    plain, _ = open_source([path], use_x=True).table(tmp_path)
+
+    table, against = open_source([tmp_path / "archive"], use_x=True).table(tmp_path)
+
+    assert against == "the archive"
+    assert np.array_equal(table._sorted, plain._sorted)
+
+
+def test_unknown_peers_are_refused(stand_in: Path, tmp_path: Path) -> None:
+    """The error names those that there are."""
+    code, text, _ = run(tmp_path, "--peers", "nobody")
+
+    assert code == 1
+    assert "no peer is called 'nobody'; there are stand-in" in text
+
+
+def test_an_unknown_baseline_is_refused() -> None:
+    """Ratios are to a line that there is."""
+    with pytest.raises(ValueError, match="no contender is called 'b'; there are a"):
+        report.summary({"lines": [{"label": "a"}]}, "b")
+
+
+@pytest.mark.parametrize("words", [["--output", "coo"], ["--cache", "hot"], ["--batch-size", "many"], ["--sampling-scheme", "magic"]])
+def test_wrong_words_are_refused(words: list[str], tmp_path: Path) -> None:
+    """Nothing is made for options that name nothing."""
+    code, text, _ = run(tmp_path, *words)
+
+    assert code == 2, text
+    assert not any(tmp_path.iterdir())
+
+
+def test_environments_need_an_interpreter(stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no Python is new enough, the error says which is needed."""
+    (stand_in / "late.py").write_text('MODULE, PYTHON, REQUIRES, VARIANTS, READS_ARCHIVES = "no_such", (3, 99), [], [], False\n')
+    monkeypatch.setattr(peer.Path, "home", lambda: tmp_path)
+
+    with pytest.raises(peer.PeerError, match=r"late needs Python 3\.99 or newer"):
+        peer.build("late", tmp_path)
+
+    assert peer.python_of("late", tmp_path) is None
+
+
+def test_the_script_is_the_command() -> None:
+    """benchmarks/tahoe100m.py offers the function that `scdl-gpu bench` is."""
+    from scdl_gpu.cli.bench import bench
+
+    script = Path(__file__).parents[2] / "benchmarks" / "tahoe100m.py"
+
+    assert "app.command(context_settings=SETTINGS)(bench)" in script.read_text()
+    assert bench in [command.callback for command in app.registered_commands]
+    assert isinstance(app, typer.Typer)
