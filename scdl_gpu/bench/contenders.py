@@ -18,18 +18,17 @@ def ours(
     source: Source, stores: Path, *, formats: Sequence[str], workers: Sequence[int], world_size: int, settings: dict[str, Any]
 ) -> list[Contender]:
     """List our loader, raw and packed, by each number of DataLoader workers (0: none). settings: device, placement, windows."""
-    if source.is_archive:
-        formats = ["packed" if _is_packed(source.paths[0]) else "raw"]
+    given = None if not source.is_archive else "packed" if _is_packed(source.paths[0]) else "raw"
     found = []
     for kind in formats:
-        store = source.paths[0] if source.is_archive else stores / f"scdl_gpu.{kind}"
+        store = source.paths[0] if kind == given else stores / f"scdl_gpu.{kind}"
         for number in workers:
             words = [kind, *([f"{number} workers"] if number else []), *([f"{world_size} ranks"] if world_size > 1 else [])]
             words += [str(value) for key, value in settings.items() if key == "placement" and value != "auto"]
             words += [{True: "windows", False: "no windows"}[settings["windows"]]] if settings.get("windows") is not None else []
             chosen = {"format": kind, "workers": number, **settings}
             label = f"scdl_gpu {', '.join(words)}"
-            found.append(Contender(label, Path(sys.executable), OURS, store, chosen, is_given=source.is_archive, world_size=world_size))
+            found.append(Contender(label, Path(sys.executable), OURS, store, chosen, is_given=kind == given, world_size=world_size))
     return found
 
 

@@ -111,7 +111,11 @@ class Contest:
 
     def _asked(self, contender: Contender, **settings: Any) -> Facts:
         store = None if contender.store is None else str(contender.store)
-        rules = {"sampling": self.rules.sampling, "seed": self.rules.seed, "x": self.source.matrix.removesuffix("/X")}
+        rules = {
+            "sampling": self.rules.sampling,
+            "seed": self.rules.seed,
+            "x": "auto" if self.source.is_archive else self.source.matrix.removesuffix("/X"),
+        }
         return {"sources": [str(path) for path in self.source.paths], "store": store, "settings": rules | contender.settings | settings}
 
     def _convert(self, contender: Contender) -> None:

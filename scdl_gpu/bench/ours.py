@@ -5,9 +5,13 @@ DataLoader where worker processes are asked for.
 """
 
 import os
+import tempfile
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import scipy.sparse
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 
@@ -23,9 +27,17 @@ def facts() -> dict[str, Any]:
     return {"versions": versions, "threads": torch.get_num_threads()}
 
 
+def prepare() -> None:
+    """Compile what conversion needs, once a machine, by converting two rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = scipy.sparse.csr_matrix(np.array([[1, 0, 300], [0, 2, 0]], np.float32))
+        for packed in (False, True):
+            scdl_gpu.convert_h5ad(rows, Path(folder) / f"{packed}", packed=packed, progress=False)
+
+
 def convert(sources: list[str], store: str, settings: Settings) -> None:
     """Make a raw or a packed archive of h5ad files."""
-    scdl_gpu.convert_h5ad(sources, store, x=settings.get("x", "X"), packed=settings["format"] == "packed", progress=False)
+    scdl_gpu.convert_h5ad(sources, store, x=settings["x"], packed=settings["format"] == "packed", progress=False)
 
 
 def open(sources: list[str], store: str, settings: Settings) -> "Ours":

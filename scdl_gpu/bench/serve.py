@@ -4,6 +4,7 @@
 
 Knows clocks, and how rows are told apart; whose loader it is the subject knows, a file with
     convert(sources, store, settings)     makes the store of its format out of h5ad files; absent where it reads these
+    prepare()                             what is not to be timed with that, such as compiling; may be absent
     open(sources, store, settings)        makes an object that has: epoch(number), an iterable of batches; n_cells(batch);
                                           rows(batch), which gives (indptr, indices, data) of a CSR or a dense array; close()
     facts()                               versions
@@ -184,6 +185,7 @@ def converted(subject: Any, asked: Asked) -> dict[str, Any]:
     store = Path(asked["store"])
     seconds = None
     if not store.exists() and hasattr(subject, "convert"):
+        getattr(subject, "prepare", lambda: None)()
         start = time.perf_counter()
         subject.convert(asked["sources"], str(store), asked["settings"])
         seconds = time.perf_counter() - start

@@ -1,0 +1,80 @@
+"""SLAF: its SLAFDataLoader in raw mode, by the mixture of scanners that is its default, and sequentially, which it calls fastest.
+
+Run by scdl_gpu/bench/serve.py, in an environment that has it. It gives (cell, gene, value) triples as a polars frame; they are made a CSR
+matrix, as the others' batches are. Batches are not of constant size; cells are counted as they come.
+"""
+
+import warnings
+from importlib import metadata
+
+MODULE, PYTHON = "slaf", (3, 10)
+REQUIRES = ["slafdb==0.5.2", "aiobotocore[boto3]", "torch"]  # the second spares pip a search of hours
+READS_ARCHIVES = False
+VARIANTS = [
+    {"label": "SLAF, mixture of scanners", "store": "slaf", "mixture": True},
+    {"label": "SLAF, sequential", "store": "slaf", "mixture": False},
+]
+EPOCHS = 1_000_000
+
+
+def facts():
+    """Give the versions."""
+    return {"versions": {name: metadata.version(name) for name in ("slafdb", "pylance", "polars", "torch", "numpy")}}
+
+
+def convert(sources, store, settings):
+    """Convert all files into one dataset, by the converter's defaults."""
+    from slaf.data import SLAFConverter
+
+    if settings["x"] != "X":
+        raise ValueError("SLAF is measured on X: give --use-X-not-raw")
+    SLAFConverter().convert(sources[0] if len(sources) == 1 else list(sources), store)
+
+
+def open(sources, store, settings):
+    """Open the dataset, and make the loader."""
+    return Loader(store, settings)
+
+
+class Loader:
+    """A SLAFDataLoader; epochs follow each other within it, but for a cold one."""
+
+    def __init__(self, store, settings):
+        from slaf import SLAFArray
+        from slaf.ml.dataloaders import SLAFDataLoader
+
+        if settings["sampling"] == "random":
+            raise ValueError("SLAF draws no rows with replacement")
+        warnings.filterwarnings("ignore")
+        self._array = SLAFArray(store)
+        self._n_genes, self._is_dense = self._array.shape[1], settings["output"] == "dense"
+        mixture = settings["mixture"] and settings["sampling"] == "shuffle"
+        how = {"use_mixture_of_scanners": mixture, "by_fragment": mixture, "batches_per_chunk": 1 if mixture else 50}
+        epochs = 1 if settings.get("is_cold") else EPOCHS
+        self._loader = SLAFDataLoader(self._array, batch_size=settings["batch_size"], raw_mode=True, verbose=False, n_epochs=epochs, **how)
+
+    def epoch(self, number):
+        """Begin."""
+        return (self._matrix(batch) for batch in self._loader)
+
+    def _matrix(self, batch):
+        import numpy as np
+        from scipy.sparse import csr_matrix
+
+        cells, genes, values = (batch["x"][name].to_numpy() for name in ("cell_integer_id", "gene_integer_id", "value"))
+        which, rows = np.unique(cells, return_inverse=True)
+        x = csr_matrix((values.astype(np.float32), (rows, genes.astype(np.int32))), shape=(which.size, self._n_genes))
+        return x.toarray() if self._is_dense else x
+
+    def n_cells(self, x):
+        """Count rows."""
+        return x.shape[0]
+
+    def rows(self, x):
+        """Give what the batch holds."""
+        return x if self._is_dense else (x.indptr, x.indices, x.data)
+
+    def close(self):
+        """Stop its threads."""
+        self._loader.__del__()
+        del self._loader, self._array
