@@ -16,7 +16,9 @@ PACKAGES = ("annbatch", "zarr", "zarrs", "anndata", "numpy", "scipy", "torch")
 
 
 def facts():
-    """Give the versions."""
+    """Import what is used, and give the versions."""
+    import annbatch  # noqa: F401
+
     return {"versions": {name: metadata.version(name) for name in PACKAGES if find_spec(name)}}
 
 

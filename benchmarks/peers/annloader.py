@@ -14,7 +14,10 @@ VARIANTS = [{"label": "AnnLoader", "store": None}]
 
 
 def facts():
-    """Give the versions."""
+    """Import what is used, and give the versions."""
+    import anndata.experimental  # noqa: F401
+    import torch.utils.data  # noqa: F401
+
     return {"versions": {name: metadata.version(name) for name in ("anndata", "torch", "numpy")}}
 
 

@@ -18,7 +18,10 @@ VARIANTS = [
 
 
 def facts():
-    """Give the versions."""
+    """Import what is used, and give the versions."""
+    import bionemo.scdl.io.single_cell_collection  # noqa: F401
+    import torch.utils.data  # noqa: F401
+
     return {"versions": {name: metadata.version(name) for name in ("bionemo-scdl", "torch", "numpy")}}
 
 

@@ -19,7 +19,11 @@ VARIANTS = [
 
 
 def facts():
-    """Give the versions."""
+    """Import what is used, and give the versions."""
+    import anndata.experimental  # noqa: F401
+    import bionemo.scdl.io.single_cell_memmap_dataset  # noqa: F401
+    import scdataset  # noqa: F401
+
     return {"versions": {name: metadata.version(name) for name in ("scDataset", "bionemo-scdl", "anndata", "torch", "numpy")}}
 
 

@@ -8,7 +8,7 @@ import warnings
 from importlib import metadata
 
 MODULE, PYTHON = "slaf", (3, 10)
-REQUIRES = ["slafdb==0.5.2", "aiobotocore[boto3]", "torch"]  # the second spares pip a search of hours
+REQUIRES = ["slafdb==0.5.2", "boto3==1.43.117", "aiobotocore==3.10.0", "torch"]  # two that agree: pip tries them all otherwise
 READS_ARCHIVES = False
 VARIANTS = [
     {"label": "SLAF, mixture of scanners", "store": "slaf", "mixture": True},
@@ -18,7 +18,9 @@ EPOCHS = 1_000_000
 
 
 def facts():
-    """Give the versions."""
+    """Import what is used, and give the versions."""
+    import slaf.ml.dataloaders  # noqa: F401
+
     return {"versions": {name: metadata.version(name) for name in ("slafdb", "pylance", "polars", "torch", "numpy")}}
 
 

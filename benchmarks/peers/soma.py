@@ -17,7 +17,10 @@ DIMENSIONS = {"soma_dim_0": {"tile": CHUNK, "filters": [{"_type": "ZstdFilter", 
 
 
 def facts():
-    """Give the versions."""
+    """Import what is used, and give the versions."""
+    import tiledbsoma.io  # noqa: F401
+    import tiledbsoma_ml  # noqa: F401
+
     return {"versions": {name: metadata.version(name) for name in ("tiledbsoma-ml", "tiledbsoma", "torch", "numpy")}}
 
 

@@ -100,7 +100,8 @@ class Contest:
             self._say(f"{contender.label}: failed: {error}")
             self.failures[contender.label] = str(error)
             self._contenders.remove(contender)
-            self._processes.pop(contender.label, None)
+            if contender.label in self._processes:
+                self._processes.pop(contender.label).close()
 
     def _process(self, contender: Contender) -> Process:
         if contender.label not in self._processes:

@@ -42,7 +42,7 @@ WIDE, NARROW_FIT, WIDE_FIT, LEAST, MOST, MEAN = 0.175, (7.404, 0.466), (7.850, 0
 """The fit to plate 10: share of the wider log-normal, mu and sigma of both, bounds of the molecules, and the mean of it all."""
 LINE_SD, SAMPLE_SD, SAMPLE_SIZE_SD = 0.15, 0.18, 0.40
 EXPRESSED, SIGMA, FAINT, FAINT_SIGMA, LIKENESS = 20_000, 1.835, 0.003, 1.5, 0.95
-TABLE_BITS, DRUG_BITS, DRUG_CUT, DRUG_GENES = 20, 12, round(0.04 * 65_536), 300
+SLOTS_PER_GENE, DRUG_BITS, DRUG_CUT, DRUG_GENES = 16, 12, round(0.04 * 65_536), 300
 DOSES = (0.05, 0.5, 5.0)
 
 Told = Callable[[int, int], None]
@@ -97,7 +97,6 @@ def write_plates(
     n_vars: int = GENES,
     seed: int = 0,
     compression: str | None = None,
-    table_bits: int = TABLE_BITS,
     told: Told = lambda done, total: None,
 ) -> list[Path]:
     """Write `n_plates` h5ad files with `n_cells` cells together, shared out as Tahoe's are; returns their paths.
@@ -115,7 +114,7 @@ def write_plates(
         path = folder / f"plate{number + 1:02d}.h5ad"
         paths.append(path)
         if not path.exists():
-            profiles = profiles or profiles_of(n_vars, seed, table_bits)
+            profiles = profiles or profiles_of(n_vars, seed)
             partial_path = path.with_suffix(".partial")
             write_plate(
                 partial_path, Plate(number, end - start, n_vars, seed), profiles, compression, told=partial(_told, told, start, n_cells)
@@ -220,8 +219,9 @@ def _lines(seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return shares, shift - float((shares * shift).sum())
 
 
-def profiles_of(n_vars: int, seed: int, table_bits: int = TABLE_BITS) -> Profiles:
+def profiles_of(n_vars: int, seed: int) -> Profiles:
     """Make the profiles, over genes in a random order of their own: 100 MB for all lines and 62,710 genes."""
+    table_bits = math.ceil(math.log2(SLOTS_PER_GENE * n_vars))
     random = np.random.default_rng([seed, 0xC0DE])
     dtype = np.uint16 if n_vars <= 65_536 else np.uint32
     expressed = min(EXPRESSED, n_vars)

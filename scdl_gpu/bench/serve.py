@@ -7,7 +7,7 @@ Knows clocks, and how rows are told apart; whose loader it is the subject knows,
     prepare()                             what is not to be timed with that, such as compiling; may be absent
     open(sources, store, settings)        makes an object that has: epoch(number), an iterable of batches; n_cells(batch);
                                           rows(batch), which gives (indptr, indices, data) of a CSR or a dense array; close()
-    facts()                               versions
+    facts()                               versions; imports what it works with, so that no clock runs meanwhile
     device_bytes(), synchronize()         where it uses a GPU; both may be absent
 Imports NumPy and nothing of ours: peers live in environments that have no scdl_gpu, and other versions of everything.
 What is timed is what a training loop sees: from asking for a batch to having it, of an epoch after the other, without a look at
@@ -32,7 +32,7 @@ Asked = dict[str, Any]
 SHOWN = 8_192
 """Rows of batches that are looked at, at least two batches: to find the nonzeros of a dense one takes longer than to make it."""
 PATIENCE = 3.0
-"""The consumer that must wait takes so many median batch times for a step: a loader that works ahead meanwhile has the next batch."""
+"""The consumer that must wait takes so many mean batch times for a step: a loader that works ahead meanwhile has the next batch."""
 
 
 def fingerprints(indptr: Any, indices: Any, data: Any) -> Any:
@@ -107,7 +107,7 @@ def measured(subject: Any, asked: Asked) -> dict[str, Any]:
         if asked["cold"]:  # the first batch and what was read ahead with it are the cold ones
             found |= {"cells": found["cells"] + first, "seconds": found["seconds"] + found["first_s"]}
         found["device_bytes"] = max(0, _device_bytes(subject) - before)
-        found |= _waited(batches, found["p50_s"], asked["max_s"])
+        found |= _waited(batches, found["seconds"] / found["cells"] * first, asked["max_s"])
         found["fingerprints"] = _shown(loader, batches, asked["check"])
         if hasattr(loader, "words"):
             found["loader"] = loader.words()
@@ -137,9 +137,9 @@ def _timed(loader: Any, batches: Endless, max_s: float, synchronize: Any) -> dic
     return {"cells": cells, "batches": len(times), "seconds": seconds, "cpu_s": time.process_time() - cpu, "p50_s": p50, "p99_s": p99}
 
 
-def _waited(batches: Endless, p50: float, max_s: float) -> dict[str, Any]:
-    """Take batches as a training step would that lasts PATIENCE median batch times: which share of the time goes in waiting for them."""
-    step = max(PATIENCE * p50, 1e-4)
+def _waited(batches: Endless, mean: float, max_s: float) -> dict[str, Any]:
+    """Take batches as a training step would that lasts PATIENCE mean batch times: which share of the time goes in waiting for them."""
+    step = max(PATIENCE * mean, 1e-4)
     waits: list[float] = []
     start = time.perf_counter()
     while (begun := time.perf_counter()) - start < max_s / 4 and len(waits) < 2_000:
@@ -246,7 +246,7 @@ def main(path: str) -> None:
     subject = importlib.util.module_from_spec(spec)
     sys.modules["subject"] = subject  # worker processes unpickle by this name
     ranks, loaders = Ranks(), {}  # type: tuple[Ranks, dict[str, Any]]
-    verbs = {"measure": measured, "convert": converted, "epoch": lambda subject, asked: epoch(subject, asked, loaders)}
+    verbs: dict[str, Any] = {"measure": measured, "convert": converted, "epoch": lambda subject, asked: epoch(subject, asked, loaders)}
     try:
         spec.loader.exec_module(subject)
         _answer(answers, ranks, {"facts": {"python": sys.version.split()[0], **subject.facts()}})

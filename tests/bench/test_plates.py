@@ -9,7 +9,7 @@ import pytest
 from scdl_gpu.bench import plates
 from scdl_gpu.bench.plates import Plate, write_plates
 
-GENES, BITS = 2_000, 14
+GENES = 2_000
 
 
 def read(path: Path) -> anndata.AnnData:
@@ -21,7 +21,7 @@ def test_plates_hold_what_was_asked_for(tmp_path: Path) -> None:
     """Cells are shared out as Tahoe's are, each with its four labels; rows are canonical counts whose sums obs names."""
     told: list[tuple[int, int]] = []
 
-    paths = write_plates(tmp_path, 3_000, n_plates=2, n_vars=GENES, table_bits=BITS, told=lambda *progress: told.append(progress))
+    paths = write_plates(tmp_path, 3_000, n_plates=2, n_vars=GENES, told=lambda *progress: told.append(progress))
 
     first, second = map(read, paths)
     assert [path.name for path in paths] == ["plate01.h5ad", "plate02.h5ad"]
@@ -41,10 +41,10 @@ def test_plates_hold_what_was_asked_for(tmp_path: Path) -> None:
 
 def test_plates_follow_from_their_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same arguments give the same file, however many threads draw it; another seed gives another."""
-    [one] = write_plates(tmp_path / "one", 1_500, n_plates=1, n_vars=GENES, table_bits=BITS)
+    [one] = write_plates(tmp_path / "one", 1_500, n_plates=1, n_vars=GENES)
     monkeypatch.setattr(plates.os, "sched_getaffinity", lambda _: range(5))
-    [again] = write_plates(tmp_path / "again", 1_500, n_plates=1, n_vars=GENES, table_bits=BITS)
-    [other] = write_plates(tmp_path / "other", 1_500, n_plates=1, n_vars=GENES, table_bits=BITS, seed=1)
+    [again] = write_plates(tmp_path / "again", 1_500, n_plates=1, n_vars=GENES)
+    [other] = write_plates(tmp_path / "other", 1_500, n_plates=1, n_vars=GENES, seed=1)
 
     same, different = (read(one).X != read(path).X for path in (again, other))
 
@@ -53,8 +53,11 @@ def test_plates_follow_from_their_arguments(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_molecules_follow_the_published_mean() -> None:
-    """The mean of molecules on a plate without offsets is that of the fit, within three standard errors."""
-    drawn = plates.molecules(np.random.default_rng(0), np.zeros(200_000))
+    """With the offsets of cell lines and samples the mean of molecules is that of the fit, within 2 %."""
+    random = np.random.default_rng(0)
+    offsets = random.normal(0, plates.LINE_SD, 200_000) + random.normal(0, plates.SAMPLE_SD, 200_000)
+
+    drawn = plates.molecules(random, offsets)
 
     assert drawn.min() >= plates.LEAST
     assert drawn.max() <= plates.MOST
@@ -63,7 +66,7 @@ def test_molecules_follow_the_published_mean() -> None:
 
 def test_rows_are_draws_of_the_profile() -> None:
     """A block's counts over genes agree with what the tables of its cell lines and drugs give, by chi-square."""
-    profiles, plate = plates.profiles_of(300, 3, 12), Plate(0, 2_000, 300, 3)
+    profiles, plate = plates.profiles_of(300, 3), Plate(0, 2_000, 300, 3)
     block = plates.draw_block(plate, profiles, (0, 0), np.zeros(1_000, np.int64))
     total = np.bincount(block.obs["cell_line"], weights=block.obs["tscp_count"], minlength=plates.LINES)
     expected = sum(total[line] * np.bincount(profiles.lines[line], minlength=300) / profiles.lines.shape[1] for line in range(plates.LINES))
@@ -80,11 +83,11 @@ def test_rows_are_draws_of_the_profile() -> None:
 
 def test_a_plate_that_is_there_is_kept(tmp_path: Path) -> None:
     """A second call writes what is missing only."""
-    first, second = write_plates(tmp_path, 40, n_plates=2, n_vars=GENES, table_bits=BITS)
+    first, second = write_plates(tmp_path, 40, n_plates=2, n_vars=GENES)
     kept = first.stat().st_mtime_ns
     second.unlink()
 
-    write_plates(tmp_path, 40, n_plates=2, n_vars=GENES, table_bits=BITS)
+    write_plates(tmp_path, 40, n_plates=2, n_vars=GENES)
 
     assert first.stat().st_mtime_ns == kept
     assert second.exists()
