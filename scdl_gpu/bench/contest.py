@@ -173,6 +173,7 @@ class Contest:
         if cache == "cold":
             resident = pages.drop(files)
             if resident > COLD:  # something is still mapped: only an end of the process undoes that
+                self._say(f"{contender.label}: started anew, for {100 * resident:.0f} % of its pages stayed in the cache")
                 self._processes.pop(contender.label).close()
                 self._process(contender)
                 resident = pages.drop(files)

@@ -11,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+_POSITIONS = np.zeros(64, np.uint8)
+"""The number of the only bit of a word, at the upper six bits of its product with a de Bruijn sequence: no branch that is guessed wrong."""
+_POSITIONS[[(int(_DE_BRUIJN) << bit & (1 << 64) - 1) >> 58 for bit in range(64)]] = range(64)
 
 
 @nb.njit(nb.uint64(nb.uint64), inline="always")
@@ -30,19 +34,18 @@ def draw(order, total, line, drug, streams, lines, drugs, drug_cut, n_vars, star
     starts: (n,) where the elements of a cell go in out_genes and out_counts, with room for min(total, n_vars) each.
     """
     line_mask, drug_mask = np.uint64(lines.shape[1] - 1), np.uint64(drugs.shape[1] - 1)
-    counter = np.zeros(n_vars, np.uint32)
+    counter = np.zeros(n_vars, np.uint16)  # no cell has more molecules
     hit = np.zeros((n_vars + 63) // 64, np.uint64)
     for cell in order:
         state = streams[cell]
-        treated = drug[cell] >= 0
+        own, given = lines[line[cell]], drugs[max(drug[cell], 0)]
+        cut = np.uint64(drug_cut if drug[cell] >= 0 else 0)
         for _ in range(total[cell]):
             state += _GOLDEN
             bits = _mixed(state)
-            if treated and (bits >> np.uint64(48)) < np.uint64(drug_cut):
-                gene = drugs[drug[cell], (bits >> np.uint64(24)) & drug_mask]
-            else:
-                gene = lines[line[cell], bits & line_mask]
-            counter[gene] += np.uint32(1)
+            is_treated = (bits >> np.uint64(48)) < cut
+            gene = given[(bits >> np.uint64(24)) & drug_mask] if is_treated else own[bits & line_mask]
+            counter[gene] += np.uint16(1)
             hit[gene >> 6] |= np.uint64(1) << np.uint64(gene & 63)
         at = starts[cell]
         for word in range(hit.size):
@@ -50,23 +53,12 @@ def draw(order, total, line, drug, streams, lines, drugs, drug_cut, n_vars, star
             hit[word] = np.uint64(0)
             while left:
                 lowest = left & (~left + np.uint64(1))
-                gene = word * 64 + _position(lowest)
+                gene = word * 64 + np.int64(_POSITIONS[(lowest * _DE_BRUIJN) >> np.uint64(58)])
                 out_genes[at], out_counts[at] = gene, counter[gene]
                 counter[gene] = 0
                 at += 1
                 left ^= lowest
         out_lengths[cell] = at - starts[cell]
-
-
-@nb.njit(inline="always")
-def _position(bit):
-    """Give the number of the only bit that is set."""
-    position = 0
-    for shift in (32, 16, 8, 4, 2, 1):
-        if bit >> np.uint64(shift):
-            position += shift
-            bit >>= np.uint64(shift)
-    return position
 
 
 @nb.njit(nogil=True, cache=True)

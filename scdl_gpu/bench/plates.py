@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scdl_gpu.bench.plate_file import PlateFile
 
 GENES, PLATES, LINES, DRUGS, SAMPLES = 62_710, 14, 50, 379, 96
-BLOCK, SUBLIBRARY = 1_024, 50_000
+BLOCK, SUBLIBRARY = 2_048, 50_000
 """Cells drawn at once, and cells in which each sample of a plate comes once: a multiple of neither need be the whole."""
 SIZES = (5481420, 8064658, 4705402, 7004356, 6419498, 7545393, 5692117, 8880979, 5866669, 8044908, 7435869, 10487057, 8501658, 6518806)
 MOLECULES = (2482.5, 2626.8, 1855.0, 2344.2, 2088.2, 2845.6, 1952.7, 2459.6, 2257.5, 2331.3, 2154.4, 2603.8, 2317.0, 2455.1)
