@@ -38,10 +38,15 @@ class Source:
         """Nonzeros a row."""
         return self.nnz / self.n_rows
 
+    @property
+    def stamp(self) -> str:
+        """Tell it from other sources, and from its files as they were before they were changed: eight hexadecimal digits."""
+        facts = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in self.paths]
+        return hashlib.sha256(" ".join([self.matrix, *facts]).encode()).hexdigest()[:8]
+
     def table(self, kept: Path, told: Told = lambda done, total: None) -> tuple[Table, str]:
         """Give the rows by fingerprint, and what they were read from; from `kept` where they are there."""
-        stamps = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in self.paths]
-        path = kept / f"rows-{hashlib.sha256(' '.join([self.matrix, *stamps]).encode()).hexdigest()[:16]}.npz"
+        path = kept / f"rows-{self.stamp}.npz"
         if not path.exists():
             against = "the archive" if self.is_archive else "h5ad"
             is_plain = not self.is_archive and all(_is_csr(file, self.matrix) for file in self.paths)

@@ -209,22 +209,17 @@ def _source(given: dict[str, Any]) -> "tuple[Source, Path]":
 
     paths: list[Path] = given["source"] or []
     if paths:
-        place = given["folder"] / "-".join(path.resolve().stem for path in paths)[:80]
+        source = open_source(paths, use_x=given["use_x_not_raw"])
+        place = given["folder"] / f"{paths[0].resolve().stem}-{source.stamp}"
         place.mkdir(parents=True, exist_ok=True)
-    else:
-        from scdl_gpu.bench.plates import write_plates
+        return source, place
+    from scdl_gpu.bench.plates import write_plates
 
-        place = given["folder"] / f"plates-{given['cells']}-{given['plates']}-{given['genes']}-{given['seed']}"
-        start = time.perf_counter()
-        paths = write_plates(
-            place / "h5ad",
-            given["cells"],
-            n_plates=given["plates"],
-            n_vars=given["genes"],
-            seed=given["seed"],
-            told=_progress("making plates"),
-        )
-        _say(f"{given['cells']:,} cells in {len(paths)} plates below {place / 'h5ad'}, {time.perf_counter() - start:.1f} s")
+    sizes = {"n_plates": given["plates"], "n_vars": given["genes"], "seed": given["seed"]}
+    place = given["folder"] / f"plates-{given['cells']}-{given['plates']}-{given['genes']}-{given['seed']}"
+    start = time.perf_counter()
+    paths = write_plates(place / "h5ad", given["cells"], **sizes, told=_progress("making plates"))
+    _say(f"{given['cells']:,} cells in {len(paths)} plates below {place / 'h5ad'}, {time.perf_counter() - start:.1f} s")
     return open_source(paths, use_x=given["use_x_not_raw"]), place
 
 
