@@ -16,8 +16,8 @@ from scdl_gpu.bench.peer import PeerError, Process
 from scdl_gpu.bench.quality import Table
 from scdl_gpu.bench.source import Source
 
-COLD = 0.01
-"""Of a cold store's pages, at most so many may be in memory."""
+COLD, ENOUGH = 0.01, 1 << 30
+"""Of a cold store's pages, at most so many may be in memory; bytes from which on a store shows what the disk can do."""
 Say = Callable[[str], None]
 Facts = dict[str, Any]
 
@@ -134,6 +134,8 @@ class Contest:
 
     def _round(self, number: int, table: Table | None) -> None:
         largest = max((contender.files(self.source) for contender in self._contenders), key=pages.size_of)
+        if pages.size_of(largest) < ENOUGH:  # of small files the disk shows how fast it starts
+            largest = [*largest, *self.source.paths]
         self.limits.append(limits.limits(largest, device=self.rules.device))
         self._say(f"limits: {', '.join(f'{name} {rate:.1f} GB/s' for name, rate in self.limits[-1].items())}")
         kinds = list(itertools.product(self.rules.caches, self.rules.outputs, self.rules.batch_sizes))

@@ -31,8 +31,8 @@ def write_plots(rows: Sequence[Facts], folder: Path) -> list[Path]:
         here = [row for row in rows if (row["output"], row["cache"]) == (output, cache)]
         if len({row["batch_size"] for row in here}) > 1:
             written.append(_by_batch_size(pyplot, here, f"{output}, {cache} page cache", folder / f"batch-size-{output}-{cache}.png"))
-    first = list({row["label"]: row for row in rows}.values())
-    written.append(_bars(pyplot, first, "disk_mb", "MB on disk", folder / "disk.png"))
+    if first := list({row["label"]: row for row in rows}.values()):
+        written.append(_bars(pyplot, first, "disk_mb", "MB on disk", folder / "disk.png"))
     return written
 
 
