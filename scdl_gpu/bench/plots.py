@@ -41,7 +41,7 @@ def _bars(pyplot: Any, rows: Sequence[Facts], key: str, title: str, path: Path) 
     ordered = sorted(rows, key=lambda row: row[key])
     colours = [OURS if row["label"].startswith("scdl_gpu") else OTHERS for row in ordered]
     bars = axes.barh([row["label"] for row in ordered], [row[key] for row in ordered], color=colours)
-    words = [f"{row[key]:,.0f}" + (f" {row['limit']}" if key == "percent_of_limit" else "") for row in ordered]
+    words = [f"{row[key]:,.0f}" + (f" % of {row['limit']}" if key == "percent_of_limit" else "") for row in ordered]
     axes.bar_label(bars, words, padding=4, fontsize=8)
     axes.margins(x=0.25)
     axes.set_title(title, loc="left", fontsize=10)
@@ -58,6 +58,9 @@ def _by_batch_size(pyplot: Any, rows: Sequence[Facts], title: str, path: Path) -
         style = {"linewidth": 2.5} if label.startswith("scdl_gpu") else {"linewidth": 1, "linestyle": "--"}
         axes.plot([row["batch_size"] for row in here], [row["cells_per_second"] for row in here], marker="o", label=label, **style)
     axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="cells/s")
+    sizes = sorted({row["batch_size"] for row in rows})
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
     axes.set_title(f"cells/s by batch size: {title}", loc="left", fontsize=10)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.spines[["top", "right"]].set_visible(False)

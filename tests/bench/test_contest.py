@@ -222,3 +222,57 @@ def test_the_script_is_the_command() -> None:
     assert "app.command(context_settings=SETTINGS)(bench)" in script.read_text()
     assert bench in [command.callback for command in app.registered_commands]
     assert isinstance(app, typer.Typer)
+
+
+@pytest.mark.exhaustive
+def test_ranks_share_the_rows(stand_in: Path, tmp_path: Path) -> None:
+    """Two ranks that torchrun started are one loader, with the cells and the rows of both."""
+    code, text, record = run(tmp_path, "--raw", "--cache", "warm", "--num-runs", "1", "--world-size", "2")
+
+    assert code == 0, text
+    [row] = record["summary"]
+    assert row["label"] == "scdl_gpu raw, 2 ranks"
+    assert row["cells_per_second"] > 0
+    assert row["rows_checked"] >= 2 * 2 * 20
+
+
+@pytest.mark.exhaustive
+def test_archives_are_measured(stand_in: Path, tmp_path: Path, make_h5ad) -> None:
+    """Of a raw archive the packed one is made too; of a packed one asked for alone nothing is made; peers that want h5ad are left out."""
+    from scdl_gpu import convert_h5ad
+
+    convert_h5ad(make_h5ad(n_rows=90), tmp_path / "raw")
+    convert_h5ad(make_h5ad(n_rows=90), tmp_path / "packed", packed=True)
+    words = ["--cache", "warm", "--num-runs", "1", "--peers", "all", "-s", "sequential"]
+
+    code, text, record = run(tmp_path, "-i", str(tmp_path / "raw"), *words)
+    packed_code, _, packed = run(tmp_path, "-i", str(tmp_path / "packed"), "--packed", *words)
+
+    assert (code, packed_code) == (0, 0), text
+    assert "stand-in: left out" in text
+    assert [line["label"] for line in record["lines"]] == ["scdl_gpu raw", "scdl_gpu packed"]
+    assert [facts["store"] for facts in record["conversions"]] == ["scdl_gpu.packed"]
+    assert [line["label"] for line in packed["lines"]] == ["scdl_gpu packed"]
+    assert packed["conversions"] == []
+
+
+def test_plots_are_drawn(tmp_path: Path) -> None:
+    """There is a PNG for throughput and for the limit of each kind of batch, one for each line by batch size, one for the disk."""
+    pytest.importorskip("matplotlib", reason="of the extra bench")
+    from scdl_gpu.bench.plots import write_plots
+
+    figures = {"cells_per_second": 10.0, "percent_of_limit": 3.0, "limit": "memory copy", "disk_mb": 1.0, "output": "csr", "cache": "warm"}
+    rows = [{"label": label, "batch_size": size, **figures} for label in ("scdl_gpu raw", "other") for size in (64, 1024)]
+
+    written = write_plots(rows, tmp_path / "plots")
+
+    names = {
+        "throughput-csr-64-warm",
+        "throughput-csr-1024-warm",
+        "limit-csr-64-warm",
+        "limit-csr-1024-warm",
+        "batch-size-csr-warm",
+        "disk",
+    }
+    assert {path.stem for path in written} == names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
