@@ -15,15 +15,17 @@ import scipy.sparse
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 
-import scdl_gpu
-from scdl_gpu import GPUBatchLoader
+from scdl_gpu.convert import convert_h5ad
+from scdl_gpu.dataset import SingleCellMemMapDataset
+from scdl_gpu.loader import GPUBatchLoader
+from scdl_gpu.version import __version__
 
 Settings = dict[str, Any]
 
 
 def facts() -> dict[str, Any]:
     """Give the versions, and how many threads torch has."""
-    versions = {"scdl-gpu": scdl_gpu.__version__, **{name: metadata.version(name) for name in ("torch", "numpy", "numba")}}
+    versions = {"scdl-gpu": __version__, **{name: metadata.version(name) for name in ("torch", "numpy", "numba")}}
     return {"versions": versions, "threads": torch.get_num_threads()}
 
 
@@ -32,12 +34,12 @@ def prepare() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = scipy.sparse.csr_matrix(np.array([[1, 0, 300], [0, 2, 0]], np.float32))
         for packed in (False, True):
-            scdl_gpu.convert_h5ad(rows, Path(folder) / f"{packed}", packed=packed, progress=False)
+            convert_h5ad(rows, Path(folder) / f"{packed}", packed=packed, progress=False)
 
 
 def convert(sources: list[str], store: str, settings: Settings) -> None:
     """Make a raw or a packed archive of h5ad files."""
-    scdl_gpu.convert_h5ad(sources, store, x=settings["x"], packed=settings["format"] == "packed", progress=False)
+    convert_h5ad(sources, store, x=settings["x"], packed=settings["format"] == "packed", progress=False)
 
 
 def open(sources: list[str], store: str, settings: Settings) -> "Ours":
@@ -52,7 +54,7 @@ class Ours:
         sampling, self._workers = settings.get("sampling", "shuffle"), settings.get("workers", 0)
         order: Settings = {"shuffle": sampling == "shuffle", "drop_last": True}
         if sampling == "random":
-            n_rows = len(scdl_gpu.SingleCellMemMapDataset(store))
+            n_rows = len(SingleCellMemMapDataset(store))
             order = {"sampler": RandomSampler(range(n_rows), replacement=True), "drop_last": True}
         self._loader = GPUBatchLoader(
             store,

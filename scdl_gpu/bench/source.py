@@ -64,8 +64,8 @@ class Source:
 
 def open_source(paths: Sequence[Path], *, use_x: bool) -> Source:
     """Look at h5ad files, or at one archive. Raises ValueError where files have not the same number of genes."""
-    from scdl_gpu import SingleCellMemMapDataset
     from scdl_gpu.convert.archive_source import is_archive
+    from scdl_gpu.dataset import SingleCellMemMapDataset
 
     if len(paths) == 1 and is_archive(paths[0]):
         dataset = SingleCellMemMapDataset(paths[0])
@@ -140,7 +140,7 @@ def _other_rows(source: Source) -> Iterator[tuple[NDArray[np.uint64], NDArray[np
 
 
 def _archive_rows(source: Source) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int16]]]:
-    from scdl_gpu import SingleCellMemMapDataset
+    from scdl_gpu.dataset import SingleCellMemMapDataset
 
     dataset, step = SingleCellMemMapDataset(source.paths[0]), max(1, int(BLOCK / max(1.0, source.mean)))
     plates = "plate" in dataset.obs_features().columns
