@@ -24,6 +24,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,7 @@ class Ranks:
         if self.size > 1:
             from torch import distributed
 
-            distributed.init_process_group("gloo")  # type: ignore[no-untyped-call, unused-ignore]
+            distributed.init_process_group("gloo", timeout=timedelta(days=2))  # type: ignore[no-untyped-call, unused-ignore]
 
     def requests(self) -> Iterator[Asked]:
         """Give what is asked until stdin ends."""
@@ -252,7 +253,8 @@ def main(path: str) -> None:
         spec.loader.exec_module(subject)
         _answer(answers, ranks, {"facts": {"python": sys.version.split()[0], **subject.facts()}})
         for asked in ranks.requests():
-            found = ranks.joined(verbs[asked["do"]](subject, asked))
+            is_mine = ranks.rank == 0 or asked["do"] != "convert"  # one makes the store, the others wait
+            found = ranks.joined(verbs[asked["do"]](subject, asked) if is_mine else {})
             gc.collect()  # what the loader had mapped would stay in the page cache
             _answer(answers, ranks, found)
     except BaseException as error:
