@@ -3,7 +3,6 @@
 Run by scdl_gpu/bench/serve.py, in an environment that has it. An archive is made by its own collection, values as float32.
 """
 
-import shutil
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -39,7 +38,7 @@ def convert(sources, store, settings):
             for source in sources:
                 collection.load_h5ad(source, use_X_not_raw=settings["x"] == "X")
             collection.flatten(str(made))
-        shutil.move(made, store)
+        made.rename(store)
 
 
 def open(sources, store, settings):

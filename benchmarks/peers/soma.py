@@ -4,9 +4,7 @@ Run by scdl_gpu/bench/serve.py, in an environment that has it. Shuffle chunks ar
 16,384 rows. Without worker processes, with which it gives no sparse batches.
 """
 
-import shutil
 from importlib import metadata
-from pathlib import Path
 
 MODULE, PYTHON = "tiledbsoma_ml", (3, 10)
 REQUIRES = ["tiledbsoma-ml==0.1.0", "torch"]
@@ -30,14 +28,12 @@ def convert(sources, store, settings):
 
     if settings["x"] != "X":
         raise ValueError("TileDB-SOMA-ML is measured on X: give --use-X-not-raw")
-    making, how = f"{store}.making", {"platform_config": {"tiledb": {"create": {"dims": DIMENSIONS}}}}
-    shutil.rmtree(making, ignore_errors=True)
+    how = {"platform_config": {"tiledb": {"create": {"dims": DIMENSIONS}}}}
     mapping = tiledbsoma.io.register_h5ads(None, sources, measurement_name="RNA", obs_field_name="obs_id", var_field_name="var_id")
-    tiledbsoma.io.from_h5ad(making, sources[0], "RNA", ingest_mode="schema_only", **how)
-    mapping.prepare_experiment(making)
+    tiledbsoma.io.from_h5ad(store, sources[0], "RNA", ingest_mode="schema_only", **how)
+    mapping.prepare_experiment(store)
     for source in sources:
-        tiledbsoma.io.from_h5ad(making, source, "RNA", registration_mapping=mapping, **how)
-    Path(making).rename(store)
+        tiledbsoma.io.from_h5ad(store, source, "RNA", registration_mapping=mapping, **how)
 
 
 def open(sources, store, settings):

@@ -19,6 +19,7 @@ import gc
 import importlib.util
 import json
 import os
+import shutil
 import statistics
 import sys
 import time
@@ -188,9 +189,14 @@ def converted(subject: Any, asked: Asked) -> dict[str, Any]:
     seconds = None
     if not store.exists() and hasattr(subject, "convert"):
         getattr(subject, "prepare", lambda: None)()
+        making = store.parent / f".{store.name}.making" / store.name
+        shutil.rmtree(making.parent, ignore_errors=True)
+        making.parent.mkdir()
         start = time.perf_counter()
-        subject.convert(asked["sources"], str(store), asked["settings"])
+        subject.convert(asked["sources"], str(making), asked["settings"])
         seconds = time.perf_counter() - start
+        making.rename(store)
+        making.parent.rmdir()
     return {"seconds": seconds}
 
 
