@@ -85,10 +85,9 @@ class Contest:
         try:
             for contender in list(self._contenders):
                 self._guarded(contender, lambda contender=contender: self._convert(contender))  # type: ignore[misc]
-            if not self._contenders:
-                return
             for number in range(self.rules.rounds):
-                self._round(number, table)
+                if self._contenders:  # or else all have failed
+                    self._round(number, table)
         finally:
             for process in self._processes.values():
                 process.close()
