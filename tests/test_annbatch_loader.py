@@ -15,7 +15,7 @@ STAND_IN = """
 
     class DatasetCollection:
         def __init__(self, path):
-            self.path = path + ".h5ad"
+            self.path = path
 
         def add_adatas(self, paths):
             anndata.AnnData(X=anndata.read_h5ad(paths[0]).X * {factor}).write_h5ad(self.path)
