@@ -8,7 +8,7 @@ import warnings
 from importlib import metadata
 
 MODULE, PYTHON = "slaf", (3, 10)
-REQUIRES = ["slafdb==0.5.2", "boto3==1.43.117", "aiobotocore==3.10.0", "torch"]  # two that agree: pip tries them all otherwise
+REQUIRES = ["slafdb==0.5.2", "boto3==1.43.117", "aiobotocore==3.10.0", "psutil", "torch"]  # two that agree: pip tries them all otherwise
 READS_ARCHIVES = False
 VARIANTS = [
     {"label": "SLAF, mixture of scanners", "store": "slaf", "mixture": True},

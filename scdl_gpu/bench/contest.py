@@ -18,6 +18,8 @@ from scdl_gpu.bench.source import Source
 
 COLD, ENOUGH = 0.01, 1 << 30
 """Of a cold store's pages, at most so many may be in memory; bytes from which on a store shows what the disk can do."""
+PATIENCE_S = 600.0
+"""A loader that has not answered so long after its time was up is taken for one that hangs: the slowest peer needs minutes to open."""
 Say = Callable[[str], None]
 Facts = dict[str, Any]
 
@@ -151,6 +153,7 @@ class Contest:
         is_cold, rules = cache == "cold", self.rules
         found = self._process(contender).ask_watched(
             "measure",
+            patience_s=PATIENCE_S + 10 * (rules.max_s + rules.warmup_s),
             **self._asked(contender, batch_size=batch_size, output=output, is_cold=is_cold),
             max_s=rules.max_s,
             warmup_s=0.0 if is_cold else rules.warmup_s,

@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -135,13 +136,16 @@ class Process:
         self._pipe, self._answers = self._process.stdin, self._process.stdout
         self.facts: Facts = self._answer()["facts"]
 
-    def ask(self, do: str, **asked: Any) -> Facts:
-        """Ask for something, and wait for the answer."""
+    def ask(self, do: str, *, patience_s: float | None = None, **asked: Any) -> Facts:
+        """Ask for something, and wait for the answer, for ever or `patience_s` seconds; then the process is killed."""
         try:
             self._pipe.write(json.dumps({"do": do, **asked}) + "\n")
             self._pipe.flush()
         except BrokenPipeError as error:
             raise self._fault("its process has ended") from error
+        if patience_s is not None and not select.select([self._answers], [], [], patience_s)[0]:
+            self._process.kill()
+            raise self._fault(f"no answer in {patience_s:,.0f} s")
         return self._answer()
 
     def ask_watched(self, do: str, **asked: Any) -> Facts:

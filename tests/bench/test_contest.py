@@ -16,7 +16,7 @@ from scdl_gpu.bench.source import open_source
 from scdl_gpu.cli.commands import app
 
 PEER = """
-    import os
+    import time
     import anndata, numpy, scipy.sparse
 
     MODULE, PYTHON, REQUIRES, READS_ARCHIVES = "anndata", (3, 10), [], False
@@ -36,6 +36,8 @@ PEER = """
         def epoch(self, number):
             if self.settings["factor"] == 3:
                 raise RuntimeError("out of luck")
+            if self.settings["factor"] == 4:
+                time.sleep(1_000)
             b, x = self.settings["batch_size"], self.x[numpy.random.default_rng(number).permutation(self.x.shape[0])]
             made = (x[start : start + b] for start in range(0, x.shape[0] - b + 1, b))
             return made if self.settings["output"] == "csr" else (batch.toarray() for batch in made)
@@ -121,10 +123,13 @@ def test_everybody_takes_turns(stand_in: Path, tmp_path: Path) -> None:
     assert "rows checked against h5ad" in text
 
 
-@pytest.mark.parametrize(("factor", "fault"), [(2, "are no rows of the source"), (3, "RuntimeError: out of luck")])
-def test_a_peer_that_lies_or_fails_is_told(stand_in: Path, tmp_path: Path, factor: int, fault: str) -> None:
+@pytest.mark.parametrize(("factor", "fault"), [(2, "are no rows of the source"), (3, "RuntimeError: out of luck"), (4, "no answer in 1 s")])
+def test_a_peer_that_lies_fails_or_hangs_is_told(
+    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: int, fault: str
+) -> None:
     """It has no figures, the reason is told and recorded, and its process has ended."""
     write_peer(stand_in, factor)
+    monkeypatch.setattr(contest, "PATIENCE_S", 0.5 if factor == 4 else 600)
     source = open_source(write_plates(tmp_path, 300, n_plates=3, n_vars=400), use_x=False)
     told: list[str] = []
     who = contenders.peers(["stand-in"], source, tmp_path, home=tmp_path, builds=False, archive=None, say=told.append)
