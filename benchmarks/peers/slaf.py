@@ -5,6 +5,7 @@ matrix, as the others' batches are. Batches are not of constant size; cells are 
 """
 
 import warnings
+from functools import partial
 from importlib import metadata
 
 MODULE, PYTHON = "slaf", (3, 10)
@@ -14,7 +15,6 @@ VARIANTS = [
     {"label": "SLAF, mixture of scanners", "store": "slaf", "mixture": True},
     {"label": "SLAF, sequential", "store": "slaf", "mixture": False},
 ]
-EPOCHS = 1_000_000
 
 
 def facts():
@@ -39,7 +39,7 @@ def open(sources, store, settings):
 
 
 class Loader:
-    """A SLAFDataLoader; epochs follow each other within it, but for a cold one."""
+    """A SLAFDataLoader for each epoch."""
 
     def __init__(self, store, settings):
         from slaf import SLAFArray
@@ -52,11 +52,12 @@ class Loader:
         self._n_genes, self._is_dense = self._array.shape[1], settings["output"] == "dense"
         mixture = settings["mixture"] and settings["sampling"] == "shuffle"
         how = {"use_mixture_of_scanners": mixture, "by_fragment": mixture, "batches_per_chunk": 1 if mixture else 50}
-        epochs = 1 if settings.get("is_cold") else EPOCHS
-        self._loader = SLAFDataLoader(self._array, batch_size=settings["batch_size"], raw_mode=True, verbose=False, n_epochs=epochs, **how)
+        self._make = partial(SLAFDataLoader, self._array, batch_size=settings["batch_size"], raw_mode=True, verbose=False, **how)
+        self._loader = self._make()
 
     def epoch(self, number):
-        """Begin."""
+        """Begin an epoch; all but the first by a loader of their own, which starts its threads anew."""
+        self._loader = self._loader if number == 0 else self._make()
         return (self._matrix(batch) for batch in self._loader)
 
     def _matrix(self, batch):
@@ -79,4 +80,4 @@ class Loader:
     def close(self):
         """Stop its threads."""
         self._loader.__del__()
-        del self._loader, self._array
+        del self._loader, self._make, self._array
