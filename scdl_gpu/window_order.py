@@ -19,8 +19,9 @@ from scdl_gpu.order import Order, mixed, permuted
 Ints = NDArray[np.int64]
 LEAST_EXTENT, MOST_EXTENT = 1 << 20, 4 << 20
 """Bytes of an extent: a request of 1 MiB reads at the speed of the disk (docs/streaming.md), more extents in a window shuffle better."""
-EXTENTS = 256
-"""That a window has at least, where they need not be smaller than LEAST_EXTENT for it."""
+EXTENTS = 4096
+"""That a window has at least, where they need not be smaller than LEAST_EXTENT for it: four for each row of a batch of 1,024, of which
+each extent then gives few (docs/streaming.md)."""
 
 
 def extent_bytes_of(window_bytes: int) -> int:

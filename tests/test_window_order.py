@@ -154,9 +154,11 @@ def test_another_world_is_welcome_between_epochs_only() -> None:
         made([[10] * 10], 40, batch_size=5).check_state(state)
 
 
-@pytest.mark.parametrize(("window_kib", "extent_kib"), [(64, 8), (64 << 10, 1 << 10), (512 << 10, 2 << 10), (32 << 20, 4 << 10)])
+@pytest.mark.parametrize(
+    ("window_kib", "extent_kib"), [(64, 8), (64 << 10, 1 << 10), (4 << 20, 1 << 10), (8 << 20, 2 << 10), (32 << 20, 4 << 10)]
+)
 def test_extents_are_of_1_to_4_mib_but_in_tiny_windows(window_kib: int, extent_kib: int) -> None:
-    """A window has 256 extents or more, unless they would be smaller than 1 MiB; a tiny one has eight."""
+    """A window has 4,096 extents or more, unless they would be smaller than 1 MiB; a tiny one has eight."""
     assert extent_bytes_of(window_kib << 10) == extent_kib << 10
 
 
@@ -168,9 +170,7 @@ def test_extents_are_of_1_to_4_mib_but_in_tiny_windows(window_kib: int, extent_k
     seed=st.integers(0, 3),
     drop_last=st.booleans(),
 )
-def test_any_extents_are_dealt_out_whole(
-    parts: list[list[int]], window: int, batch: int, world: int, seed: int, drop_last: bool
-) -> None:
+def test_any_extents_are_dealt_out_whole(parts: list[list[int]], window: int, batch: int, world: int, seed: int, drop_last: bool) -> None:
     """Whatever the extents, windows and ranks: equal steps, no row twice, and all of them unless steps are dropped."""
     n_rows = sum(map(sum, parts))
     orders = [made(parts, window, batch_size=batch, rank=r, world_size=world, seed=seed, drop_last=drop_last) for r in range(world)]
