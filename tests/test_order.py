@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from frozen import reference
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -23,37 +24,6 @@ GOLDEN = [
     ((42, 7, 100_648_790), [31967144, 23207653, 91102710, 42953601, 14861026]),
     ((0, 0, 2**40), [908031782630, 978812665455, 150800008948, 666910860489, 167570840669]),
 ]
-
-
-def reference(seed: int, epoch: int, n: int, position: int) -> int:
-    """Compute one row as docs/order.md says, in plain Python."""
-    mask = (1 << 64) - 1
-
-    def mix(x: int) -> int:
-        x &= mask
-        x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & mask
-        x = ((x ^ x >> 27) * 0x94D049BB133111EB) & mask
-        return x ^ x >> 31
-
-    def fmix(h: int) -> int:
-        h = ((h ^ h >> 16) * 0x85EBCA6B) & 0xFFFFFFFF
-        h = ((h ^ h >> 13) * 0xC2B2AE35) & 0xFFFFFFFF
-        return h ^ h >> 16
-
-    golden = 0x9E3779B97F4A7C15
-    state = mix(seed + golden) ^ mix(epoch + 2 * golden)
-    keys = [mix(state + (i + 1) * golden) >> 32 for i in range(8)]
-    bits = max(10, (n - 1).bit_length())
-    high_bits, low_bits = bits // 2, bits - bits // 2
-    x = position
-    while True:
-        low, high = x % (1 << low_bits), x >> low_bits
-        for k in range(0, 8, 2):
-            high ^= fmix((low + keys[k]) & 0xFFFFFFFF) % (1 << high_bits)
-            low ^= fmix((high + keys[k + 1]) & 0xFFFFFFFF) % (1 << low_bits)
-        x = high << low_bits | low
-        if x < n:
-            return x
 
 
 def epoch_rows(order: Order, epoch: int = 0) -> tuple[list[int], list[bool]]:

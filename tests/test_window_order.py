@@ -1,13 +1,16 @@
 """Windows of an epoch: every row once, on one rank, in whole batches, in no more memory than is given, from (seed, epoch) alone."""
 
 import itertools
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from frozen import windowed
 
 from scdl_gpu.archive.cuts import Cuts
 from scdl_gpu.order import Order
@@ -41,6 +44,12 @@ def drawn(order: WindowOrder, epoch: int = 0) -> Iterator[tuple[WindowRows, np.n
 
 
 PARTS = [[7, 7, 7, 2], [5], [9, 9, 1]]
+DOCUMENT = Path(__file__).parents[1] / "docs" / "order.md"
+GOLDEN = [
+    ((0, 0, 0, 1), [21, 45, 37, 38, 41, 13, 44, 12, 8]),
+    ((42, 7, 0, 2), [24, 5, 19, 25, 16, 15, 23, 3, 17]),
+    ((42, 7, 1, 2), [35, 10, 8, 11, 36, 32, 9, 34, 46]),
+]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
@@ -183,3 +192,27 @@ def test_any_extents_are_dealt_out_whole(parts: list[list[int]], window: int, ba
     assert np.unique(rows).size == rows.size
     if not drop_last:
         assert rows.tolist() == list(range(n_rows))
+
+
+@pytest.mark.parametrize(("place", "rows"), GOLDEN)
+def test_windows_give_the_golden_rows(place: tuple[int, int, int, int], rows: list[int]) -> None:
+    """The order of windows never changes: these values are frozen, and the document states the same ones."""
+    seed, epoch, rank, world = place
+    steps = drawn(made(PARTS, 20, batch_size=3, seed=seed, rank=rank, world_size=world), epoch)
+
+    assert [int(row) for _, batch, _ in itertools.islice(steps, 3) for row in batch] == rows
+    assert ", ".join(map(str, rows)) in re.sub(r"\s+", " ", DOCUMENT.read_text())
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 2), (0, 3), (2, 3)])
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (42, 7), (2**63, 1)])
+def test_windows_follow_the_document(seed: int, epoch: int, rank: int, world: int, batch: int) -> None:
+    """All batches of a rank are those that docs/order.md gives, computed in plain Python."""
+    cuts, starts = cuts_of(PARTS)
+    extents = [(int(starts[p] + first), int(count)) for p, first, count in zip(cuts.part, cuts.first, cuts.n_rows, strict=True)]
+    expected = windowed(extents, cuts.size_bytes.tolist(), 200, batch, seed=seed, epoch=epoch, rank=rank, world=world)
+
+    found = [rows.tolist() for _, rows, _ in drawn(made(PARTS, 20, batch_size=batch, seed=seed, rank=rank, world_size=world), epoch)]
+
+    assert found == expected
