@@ -4,6 +4,7 @@ On the CPU, on the emulated device and, marked `gpu`, on a real one. It needs no
 """
 
 import gc
+import itertools
 import os
 import pickle
 import threading
@@ -21,7 +22,7 @@ from emulator.device import EmulatedDevice
 from packed_cells import byte_of, flip, orders_of, write_packed
 from torch.utils.data import DataLoader
 
-from scdl_gpu import ArchiveError, Batch, DeviceError, GPUBatchLoader, windows
+from scdl_gpu import ArchiveError, Batch, DeviceError, GPUBatchLoader, reader, windows
 from scdl_gpu.archive.packed import open_packed
 from scdl_gpu.placement import LEAST_WINDOW
 
@@ -311,6 +312,29 @@ def test_a_file_that_is_cut_is_named_and_the_epoch_resumed(tmp_path: Path, where
 
     with GPUBatchLoader(path, 4, **where, **SMALL) as loader:
         loader.load_state_dict(state)
+        assert before + [batch.rows.tolist() for batch in finished(where, loader)] == expected
+
+
+@pytest.mark.parametrize("fails", [3, 25])
+def test_the_same_loader_goes_on_after_an_error(sources: Any, where: dict[str, Any], monkeypatch: pytest.MonkeyPatch, fails: int) -> None:
+    """When the disk is there again its own state brings a loader to the batch that did not come."""
+    with GPUBatchLoader(sources[0], 16, seed=2, **where, **SMALL) as loader:
+        expected = [batch.rows.tolist() for batch in finished(where, loader)]
+        loader.set_epoch(0)
+        read, count = reader.File.read, itertools.count()
+
+        def failing(file: reader.File, start: int, stop: int, out: torch.Tensor) -> None:
+            if next(count) >= fails:
+                raise ArchiveError(f"{file.path}: the disk is gone")
+            read(file, start, stop, out)
+
+        before: list[list[int]] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(reader.File, "read", failing)
+            with pytest.raises(ArchiveError, match="the disk is gone"):
+                before.extend(batch.rows.tolist() for batch in one_by_one(where, loader))
+        loader.load_state_dict(loader.state_dict())
+
         assert before + [batch.rows.tolist() for batch in finished(where, loader)] == expected
 
 
