@@ -25,6 +25,7 @@ from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.cuts import Cuts, cut, starts, strands
 from scdl_gpu.archive.parts import DAMAGED_TEXT, Part, Parts
 from scdl_gpu.archive.raw import RawArchive
+from scdl_gpu.archive.row_checks import packed_check, raw_check
 from scdl_gpu.arena import available_bytes, pages
 from scdl_gpu.device import Device, Event, size_words
 from scdl_gpu.errors import ArchiveError, DeviceError
@@ -33,7 +34,7 @@ from scdl_gpu.kernels.packed import PACKED, SLACK_BYTES
 from scdl_gpu.kernels.shards import DAMAGED, FAULTS, NO_FAULT, SHARD, kind_of
 from scdl_gpu.order import Order
 from scdl_gpu.shards import Shards
-from scdl_gpu.slab import THREADS, Bounced, InPlace, Piece, Read, Sink, copy_pieces, open_file, open_shard, packed_check, raw_check
+from scdl_gpu.slab import THREADS, Bounced, InPlace, Piece, Read, Sink, copy_pieces, open_file, open_shard
 from scdl_gpu.window import Window, upload
 from scdl_gpu.window_order import WindowOrder, WindowRows, extent_bytes_of
 
