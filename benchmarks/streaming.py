@@ -10,11 +10,12 @@ which mincore confirms, or the run ends. Of each archive:
     dd, k threads       the files of its rows from begin to end, O_DIRECT, 4 MiB a request, by k threads
     extents, 8 threads  the same bytes in extents of the size that windows have, in random order
     GPUBatchLoader      windows=True on the CPU: opened, every batch of an epoch made and dropped
+    assembly alone      the same batches with windows=False, of the pages that the run before left in the page cache: not cold
 
 and of the raw one, of --peer-cells random rows, so many of the bytes: bionemo-scdl in a DataLoader, and where it is installed
 scDataset over it, blocks of 16 rows; --annbatch names a Python that has annbatch, which reads all rows from a store of its own,
 made beside H5AD. Ratios are in cells/s to the last line. `of_dd` is the median of the rounds' shares of the faster dd, of the
-whole epoch, opening and last window included; `reading` is GB/s while windows were being read.
+whole epoch, opening and last window included, `of_limit` of the slower of dd and assembly; `reading` is GB/s while windows were read.
 
 --larger-than-memory GIB copies the archive beside itself until there are as many bytes, and streams them with little memory: the
 loader is told that the node has --limit GiB, so that it reads past the page cache; and once more through the page cache, whose pages are
@@ -42,13 +43,14 @@ from unittest import mock
 
 import numpy as np
 from annbatch_loader import Annbatch
-from dataloader import archive_of
+from dataloader import archive_of, drain
 from packed_loader import drop_pages, packed_of
 
 from scdl_gpu import GPUBatchLoader, SingleCellMemMapDataset, bench
 from scdl_gpu.window_order import extent_bytes_of
 
 BLOCK_BYTES = 4 << 20
+WARM = "assembly alone"
 RESIDENT_SHARE = 0.01
 """Of the files' pages that may still be in the page cache when it is said to be cold."""
 
@@ -136,7 +138,7 @@ class Epochs:
 
     def __call__(self) -> None:
         """Open the archive, and go through an epoch."""
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         with (
             bench.PeakMemory(bench.resident_bytes) as memory,
             GPUBatchLoader(
@@ -155,6 +157,7 @@ class Epochs:
                     "reading": round(report.bytes_per_second / 1e9, 3),
                     "first_batch_seconds": round(first, 3),
                     "waited_seconds": round(report.seconds_waited, 3),
+                    "cpu_seconds": round(time.process_time() - cpu, 3),
                     "windows": report.n_windows,
                     "read_bytes": report.size_bytes,
                     "path": report.path,
@@ -214,13 +217,19 @@ def compare(archive: Path, others: dict[str, tuple[Callable[[], Any], int, Seque
         "dd, 8 threads": (lambda: read_directly(sequential, 8), n_rows, ()),
         f"extents of {kilo:,} KiB, 8 threads": (lambda: read_directly(extents, 8), n_rows, ()),
         "GPUBatchLoader": (ours, n_rows, ()),
+        WARM: (
+            lambda: drain(GPUBatchLoader(archive, arguments.batch_size, device="cpu", windows=False, output=arguments.output)),
+            n_rows,
+            (),
+        ),
         **others,
     }
     cold: list[tuple[int, int]] = []
     seconds: dict[str, list[float]] = {what: [] for what in runs}
     for turn in range(arguments.rounds + 1):  # the first, unmeasured one compiles
         for what, (run, _, folders) in runs.items():
-            cold.append(chill([archive, *folders]))
+            if what != WARM:
+                cold.append(chill([archive, *folders]))
             start = time.perf_counter()
             run()
             if turn:
@@ -231,16 +240,20 @@ def compare(archive: Path, others: dict[str, tuple[Callable[[], Any], int, Seque
     ]
     dd = [min(pair) for pair in zip(seconds["dd, 1 thread"], seconds["dd, 8 threads"], strict=True)]
     of_dd = statistics.median(best / own for best, own in zip(dd, seconds["GPUBatchLoader"], strict=True))
-    facts = {"archive": archive.name, "cache": "cold", "output": arguments.output, "batch_size": arguments.batch_size}
+    limits = [max(pair) for pair in zip(dd, seconds[WARM], strict=True)]
+    of_limit = statistics.median(least / own for least, own in zip(limits, seconds["GPUBatchLoader"], strict=True))
+    facts = {"archive": archive.name, "output": arguments.output, "batch_size": arguments.batch_size}
     facts |= {"window_bytes": window_bytes, "extent_bytes": extent_bytes, "files_bytes": size_bytes}
     facts |= {"cached_before": max(before for before, _ in cold), "cached_after": max(after for _, after in cold)}
     for result in results:
-        own = {"of_dd": round(of_dd, 3), "notes": ours.notes[1:]} if result.what == "GPUBatchLoader" else {}
-        print(bench.json_line(result, **facts, **own))
+        shares = {"of_dd": round(of_dd, 3), "of_limit": round(of_limit, 3), "notes": ours.notes[1:]}
+        own = shares if result.what == "GPUBatchLoader" else {}
+        print(bench.json_line(result, **facts, **own, cache="warm" if result.what == WARM else "cold"))
     note = ours.notes[-1]
     print(f"\n{archive.name}, {size_bytes / 1e9:.2f} GB, cold: {facts['cached_after']:,} bytes cached\n{bench.table(results)}")
     print(
-        f"GPUBatchLoader: {100 * of_dd:.0f} % of dd; reading {note['reading']:.2f} GB/s by {note['path']}, first batch after "
+        f"GPUBatchLoader: {100 * of_dd:.0f} % of dd, {100 * of_limit:.0f} % of the slower of dd and assembly; "
+        f"reading {note['reading']:.2f} GB/s by {note['path']}, first batch after "
         f"{note['first_batch_seconds']:.2f} s, waited {note['waited_seconds']:.2f} s, at most {note['peak_bytes'] / 1e6:,.0f} MB\n",
         flush=True,
     )
@@ -345,7 +358,7 @@ def main() -> None:
         compare(raw, others, arguments)
         return
     store = arguments.source.with_suffix(".annbatch.zarr")
-    with closing(Annbatch(arguments.annbatch, arguments.source, store)) as annbatch:
+    with closing(Annbatch(arguments.annbatch, arguments.source, store, store.with_suffix(".log"))) as annbatch:
         asked = {"batch_size": arguments.batch_size, "output": arguments.output, "obs": False}
         others["annbatch"] = (lambda: annbatch.epoch(**asked), n_rows // arguments.batch_size * arguments.batch_size, ())
         compare(raw, others, arguments)

@@ -127,7 +127,7 @@ def test_streaming_beside_dd(run: Callable[..., list[dict[str, Any]]], tmp_path:
     """Both archives have a line for each alternative, cold, and ours says how it compares."""
     lines = run(write(tmp_path / "raw", matrix()), "--rounds", "1", "--peer-cells", "0")
 
-    whats = ["dd, 1 thread", "dd, 8 threads", "extents of 128 KiB, 8 threads", "GPUBatchLoader"]
+    whats = ["dd, 1 thread", "dd, 8 threads", "extents of 128 KiB, 8 threads", "GPUBatchLoader", "assembly alone"]
     assert [(line["archive"], line["what"]) for line in lines] == [(name, what) for name in ("raw.packed", "raw") for what in whats]
     assert all(line["cells_per_second"] > 0 and line["cached_after"] == 0 for line in lines)
     assert all(line["of_dd"] > 0 and len(line["notes"]) == 1 for line in lines if line["what"] == "GPUBatchLoader")
