@@ -27,7 +27,7 @@ from scdl_gpu.kernels.shards import FAULTS, SHARD, kind_of
 from scdl_gpu.placement import Placed, Plan, choose, place
 from scdl_gpu.shards import Shards
 from scdl_gpu.window import Window, upload
-from scdl_gpu.windows import Windows
+from scdl_gpu.windows import Windows, one_row
 
 OBS, PACKED = "obs ", "packed "
 """What the names of obs columns, and of all that tells where rows of packed shards lie, begin with in a parcel."""
@@ -188,7 +188,12 @@ class CudaAssembler:
     def _make_on_host(self, row: int) -> None:
         """Say what is wrong with a row that the device may have found faulty: its file, or else, where it did, the copy of it."""
         rows = np.array([row], np.int64)
-        CpuAssembler(self._shards, self._output, batch_size=1).gather(Wanted(rows, np.zeros(1, bool), {}))
+        assembler, wanted = CpuAssembler(self._shards, self._output, batch_size=1), Wanted(rows, np.zeros(1, bool), {})
+        if self._shards.parts.is_remote:
+            with one_row(self._shards, row) as (window, number):
+                assembler.gather(wanted._replace(window=window, numbers=number))
+        else:
+            assembler.gather(wanted)
         if self._resident is None:
             return
         raise DeviceError(

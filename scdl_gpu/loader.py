@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
+from scdl_gpu.archive.mirror import open_remote
 from scdl_gpu.archive.packed import open_archive
 from scdl_gpu.archive.parts import Archive
 from scdl_gpu.arguments import whole
@@ -35,6 +36,7 @@ from scdl_gpu.rows import ArchiveRows
 from scdl_gpu.runs import RUN_BYTES, Run, ahead, joined
 from scdl_gpu.sampler import SampledOrder
 from scdl_gpu.shards import Shards
+from scdl_gpu.transport import is_url
 from scdl_gpu.windows import STAYS as WINDOWS_STAY
 from scdl_gpu.windows import Stream, Streaming, Windows
 
@@ -44,7 +46,8 @@ Source = ArchiveRows | str | os.PathLike[str]
 class GPUBatchLoader(IterableDataset[Batch]):
     """Batches of rows of one or several archives, in an order that follows from (seed, epoch) alone.
 
-    dataset: a SingleCellMemMapDataset, the path of an archive, or a list of either (equal genes; nothing is copied).
+    dataset: a SingleCellMemMapDataset, the path or the URL of an archive, or a list of these (equal genes; nothing is copied, but of
+        an archive behind a URL all but its rows: see docs/remote.md).
     batch_size: rows of a batch, for each rank. shuffle: None means True, unless a sampler is given.
     sampler: yields rows; batch_sampler: yields lists of rows, and excludes batch_size, drop_last and shuffle. Both are
         used as they are, without a split over ranks; on the CPU they are drawn from at most 16 batches ahead for each thread,
@@ -351,7 +354,9 @@ def _archive(source: Source, opened: dict[str, Archive]) -> Archive:
             f"dataset is a {type(source).__name__}, expected a SingleCellMemMapDataset, the path of an archive, or a list of these"
         )
     given = os.fspath(source)
-    if given not in opened:
+    if given not in opened and is_url(given):
+        opened[given] = open_remote(given)
+    elif given not in opened:
         path = os.path.realpath(given)
         opened[given] = opened.setdefault(path, opened.get(path) or open_archive(Path(given)))
     return opened[given]

@@ -66,7 +66,7 @@ def _column(shards: Shards, name: str) -> ObsColumn:
             continue  # its tables have no columns
         if name not in archive.obs.columns:
             known = ", ".join(archive.obs.columns) or "none"
-            raise ValueError(f"{archive.path} has no obs column {name!r}; it has {known}")
+            raise ValueError(f"{archive.place} has no obs column {name!r}; it has {known}")
         parts.append(archive.obs.column(name))
     column = parts[0] if len(parts) == 1 else Column.concat(parts)
     if len(column) != shards.parts.n_stored:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from scdl_gpu.archive.parts import Archive
 from scdl_gpu.archive.raw import RawArchive
+from scdl_gpu.archive.remote import WAY_OUT
 from scdl_gpu.arena import Arena, available_bytes
 from scdl_gpu.arguments import real, truth
 from scdl_gpu.device import Device, size_words
@@ -80,6 +81,8 @@ def choose(
     windows = None if windows is None else truth("windows", windows)
     if windows and not may_stream:
         raise ValueError("windows=True decides which rows come when, and excludes sampler and batch_sampler")
+    if device is None or placement == "host":
+        windows = _must_stream(archives, windows, may_stream=may_stream)
     if device is None and placement in ("device", "pinned"):
         raise ValueError(f'placement={placement!r} needs a GPU; on the CPU rows lie in the page cache: placement="host" or "auto"')
     layout = Layout(archives)
@@ -106,9 +109,25 @@ def choose(
         why = f"{resident.miss(size_bytes)}; {host.miss(size_bytes)}"
         logger.warning("rows stream through windows in memory of the device: %s", why)
         return _stream(size_bytes, "device", room, why)
+    windows = _must_stream(archives, windows, may_stream=may_stream)
     logger.warning("batches are assembled on the CPU: %s", resident.miss(size_bytes))
     plan = _choose_host(size_bytes, host, windows, may_stream=may_stream)
     return replace(plan, why=f"{resident.miss(size_bytes)}; {plan.why}")
+
+
+def _must_stream(archives: Sequence[Archive], windows: bool | None, *, may_stream: bool) -> bool | None:
+    """Return `windows`, for batches that the CPU makes: True where rows are behind a URL, for it finds those in windows only.
+
+    Raises ValueError where they may not stream.
+    """
+    far = [archive.place for archive in archives if archive.remote is not None]
+    if far and (windows is False or not may_stream):
+        what = "windows=False" if windows is False else "a sampler"
+        raise ValueError(
+            f"{far[0]} is not on this machine, and the CPU makes batches of its rows as they stream through windows: that excludes {what}; "
+            f"leave it out, let the rows lie on a GPU, or {WAY_OUT}"
+        )
+    return True if far else windows
 
 
 @dataclass(frozen=True, slots=True)

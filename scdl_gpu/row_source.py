@@ -16,6 +16,7 @@ from scdl_gpu.archive.maps import Array
 from scdl_gpu.archive.packed import PackedArchive
 from scdl_gpu.archive.parts import DAMAGED_TEXT, NO_SLOTS, Archive, Parts
 from scdl_gpu.archive.raw import RawArchive
+from scdl_gpu.archive.remote import WAY_OUT
 from scdl_gpu.backend import BATCH_DTYPES, PACKED_DTYPES, Csr, CsrSource, index_dtype, split
 from scdl_gpu.errors import ArchiveError
 
@@ -142,5 +143,7 @@ def _read_only(array: Array) -> NDArray[Any]:
 
 
 def source_of(archive: Archive) -> RowSource:
-    """Give what reads the rows of `archive`."""
+    """Give what reads the rows of `archive`. Raises ArchiveError for one behind a URL, whose maps have none."""
+    if archive.remote is not None:
+        raise ArchiveError(f"{archive.place} is not on this machine; {WAY_OUT}")
     return RawRows(archive) if isinstance(archive, RawArchive) else PackedRows(archive)

@@ -59,7 +59,7 @@ class Shards:
 
         Raises ValueError where there is none: 64-bit integers and floats.
         """
-        found = {(part.archive.dtype if part.shard is None else part.shard.dtype).name: part.archive.path for part in self.parts.parts}
+        found = {(part.archive.dtype if part.shard is None else part.shard.dtype).name: part.archive.place for part in self.parts.parts}
         common = exact_dtype(CHECKED.get(name, np.dtype(name)) for name in found or ["float32"])
         if common is None:
             named = ", ".join(f"{path}: {name}" for name, path in found.items())
@@ -167,7 +167,7 @@ def _common_width(archives: Sequence[Archive]) -> int:
     for archive in archives:
         if len(archive.var) != 1:
             raise ValueError(
-                f"{archive.path} has {len(archive.var)} blocks of genes; a loader needs one set of genes: "
+                f"{archive.place} has {len(archive.var)} blocks of genes; a loader needs one set of genes: "
                 f"convert the source with its var, or keep archives with different genes apart"
             )
     first = archives[0]
@@ -179,7 +179,7 @@ def _common_width(archives: Sequence[Archive]) -> int:
         compared.add(id(archive.var))
         if archive.var.column_dims()[0] != width:
             raise ValueError(
-                f"{archive.path} has {archive.var.column_dims()[0]} genes, {first.path} has {width}; they must have the same genes"
+                f"{archive.place} has {archive.var.column_dims()[0]} genes, {first.place} has {width}; they must have the same genes"
             )
         _compare_genes(first, archive)
     return width
@@ -191,7 +191,7 @@ def _compare_genes(first: Archive, other: Archive) -> None:
     common = [name for name in known[0] if name in known[1]]
     if all(known) and not common:
         raise ValueError(
-            f"the genes of {first.path} are told apart by {', '.join(known[0])}, those of {other.path} by {', '.join(known[1])}; "
+            f"the genes of {first.place} are told apart by {', '.join(known[0])}, those of {other.place} by {', '.join(known[1])}; "
             f"they cannot be compared: convert one of the sources anew, so that both have names"
         )
     columns = {name: (known[0][name](), known[1][name]()) for name in ([NAMES] if NAMES in common else common)}
@@ -202,7 +202,7 @@ def _compare_genes(first: Archive, other: Archive) -> None:
         if different.size:
             k = int(different[0])
             raise ValueError(
-                f"{other.path} has gene {k} {b[k]!r} where {first.path} has {a[k]!r} ({name}); "
+                f"{other.place} has gene {k} {b[k]!r} where {first.place} has {a[k]!r} ({name}); "
                 f"they must have the same genes in the same order"
             )
 

@@ -18,13 +18,12 @@ import torch
 from scdl_gpu import reader
 from scdl_gpu.archive.check import pieces
 from scdl_gpu.archive.constants import FileNames
-from scdl_gpu.archive.packed_header import HEADER_BYTES
 from scdl_gpu.archive.packed_shard import PackedShard
 from scdl_gpu.archive.parts import Archive, Part, parts_of
-from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive
+from scdl_gpu.archive.payload import open_file, open_shard
+from scdl_gpu.archive.raw import RawArchive
 from scdl_gpu.archive.row_checks import packed_check, raw_check
 from scdl_gpu.device import Device, Event, padded
-from scdl_gpu.errors import ArchiveError
 from scdl_gpu.kernels.packed import SLACK_BYTES
 from scdl_gpu.reader import PAGE_BYTES
 
@@ -32,8 +31,6 @@ Progress = Callable[[int], None]
 
 PIECE_ELEMENTS = 1 << 20
 """Read, checked and uploaded at one go: extents of 1 to 8 MiB; of a packed shard as many words."""
-DIGEST_BYTES = 8
-"""Of the hash that ends the header of a shard."""
 THREADS = 8
 """That read and check pieces; as many bounce buffers exist."""
 
@@ -41,7 +38,7 @@ THREADS = 8
 class Read(NamedTuple):
     """Bytes start..stop-1 of a file, which belong at `at` in the slab. is_seen: whether the check of the piece looks at them."""
 
-    file: reader.File
+    file: reader.AnyFile
     start: int
     stop: int
     at: int
@@ -68,16 +65,16 @@ class Plot(Protocol):
 
     size_bytes: int
 
-    def open(self) -> Iterator[reader.File]:
+    def open(self) -> Iterator[reader.AnyFile]:
         """Open its files. Raises ArchiveError where one is not the one that was opened with the archive."""
 
-    def facts(self, files: Sequence[reader.File]) -> Iterator[tuple[Any, ...]]:
+    def facts(self, files: Sequence[reader.AnyFile]) -> Iterator[tuple[Any, ...]]:
         """Tell what it is from others."""
 
-    def whole(self, files: Sequence[reader.File]) -> Read | None:
+    def whole(self, files: Sequence[reader.AnyFile]) -> Read | None:
         """Give what nobody needs to look at, and may go another way than the pieces."""
 
-    def pieces(self, files: Sequence[reader.File], *, is_whole: bool) -> Iterator[Piece]:
+    def pieces(self, files: Sequence[reader.AnyFile], *, is_whole: bool) -> Iterator[Piece]:
         """Cut it into pieces, of what is not `whole` or of all. Raises ArchiveError for what tables show to be damaged."""
 
 
@@ -90,24 +87,23 @@ class RawPlot:
         self.data = start + padded(archive.indices.nbytes)
         self.size_bytes = self.data + padded(archive.data.nbytes) - start
 
-    def open(self) -> Iterator[reader.File]:
+    def open(self) -> Iterator[reader.AnyFile]:
         """Open columns, then values."""
         for name in (FileNames.COLPTR.value, FileNames.DATA.value):
             yield open_file(self._archive, name)
 
-    def facts(self, files: Sequence[reader.File]) -> Iterator[tuple[Any, ...]]:
+    def facts(self, files: Sequence[reader.AnyFile]) -> Iterator[tuple[Any, ...]]:
         """Tell the number of genes, and of each file which and of what state it is, and its dtype."""
         yield tuple(self._archive.var.column_dims())
         with open_file(self._archive, FileNames.ROWPTR.value) as pointers:
             for file in (*files, pointers):
-                status = file.status
-                yield status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, self._archive.dtypes[file.path.name]
+                yield *file.facts, self._archive.dtypes[file.name]
 
-    def whole(self, files: Sequence[reader.File]) -> Read:
+    def whole(self, files: Sequence[reader.AnyFile]) -> Read:
         """Give the values: any bits are one."""
         return Read(files[1], 0, self._archive.data.nbytes, self.data)
 
-    def pieces(self, files: Sequence[reader.File], *, is_whole: bool) -> Iterator[Piece]:
+    def pieces(self, files: Sequence[reader.AnyFile], *, is_whole: bool) -> Iterator[Piece]:
         """Cut rows into pieces. Raises what `raw_check` does."""
         archive = self._archive
         width, depth = archive.indices.itemsize, archive.data.itemsize
@@ -128,19 +124,18 @@ class PackedPlot:
         self.payload = start
         self.size_bytes = padded(4 * shard.n_words)
 
-    def open(self) -> Iterator[reader.File]:
+    def open(self) -> Iterator[reader.AnyFile]:
         """Open the file of the shard."""
         yield open_shard(self._shard)
 
-    def facts(self, files: Sequence[reader.File]) -> Iterator[tuple[Any, ...]]:
+    def facts(self, files: Sequence[reader.AnyFile]) -> Iterator[tuple[Any, ...]]:
         """Tell which file, and of what state it is."""
-        status = files[0].status
-        yield status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        yield files[0].facts
 
-    def whole(self, files: Sequence[reader.File]) -> None:
+    def whole(self, files: Sequence[reader.AnyFile]) -> None:
         """Give nothing: every word is looked at."""
 
-    def pieces(self, files: Sequence[reader.File], *, is_whole: bool) -> Iterator[Piece]:
+    def pieces(self, files: Sequence[reader.AnyFile], *, is_whole: bool) -> Iterator[Piece]:
         """Check the tables, and cut rows into pieces, whose checks are verified."""
         shard = self._shard
         shard.check_tables()
@@ -249,7 +244,7 @@ class Bounced:
 
     def buffers(self, piece: Piece) -> Buffers:
         """Give the buffers that were delivered longest ago; made anew while there are fewer than pieces under way."""
-        bounced = [not self._is_direct or read.is_seen for read in piece.reads]
+        bounced = [not (self._is_direct and read.file.reaches_device) or read.is_seen for read in piece.reads]
         sizes = [read.stop - read.start if here else 0 for read, here in zip(piece.reads, bounced, strict=True)]
         starts = np.cumsum([0, *(-(-size // PAGE_BYTES) * PAGE_BYTES for size in sizes)])
         needed = int(starts[-2]) + sizes[-1]
@@ -288,7 +283,7 @@ def fill(layout: Layout, sink: Sink, progress: Progress) -> list[bool]:
             with ExitStack() as stack:
                 files = [stack.enter_context(file) for file in plot.open()]
                 whole = plot.whole(files)
-                there = None if whole is None else sink.values(whole.where)
+                there = None if whole is None or not whole.file.reaches_device else sink.values(whole.where)
                 if whole is not None and there is not None:
                     whole.file.read(whole.start, whole.stop, there)
                     progress(whole.stop - whole.start)
@@ -329,28 +324,3 @@ def _load(piece: Piece, buffers: Buffers) -> bool:
     for read, part in zip(piece.reads, buffers.parts, strict=True):
         read.file.read(read.start, read.stop, part)
     return piece.check(*(part.numpy() for part in buffers.seen))
-
-
-def open_file(archive: RawArchive, name: str, *, is_direct: bool = False) -> reader.File:
-    """Open a file of `archive`. Raises ArchiveError where it is not the one that was opened with it."""
-    file = reader.File(archive.path / name, is_direct=is_direct)
-    if archive.stamp and archive.stamp[ARRAY_FILES.index(name)] != (file.status.st_dev, file.status.st_ino):
-        file.close()
-        raise ArchiveError(f"{file.path} was replaced since the archive was opened: open it anew")
-    return file
-
-
-def open_shard(shard: PackedShard, *, is_direct: bool = False) -> reader.File:
-    """Open the file of a packed shard. Raises ArchiveError where its header is not the one that was opened with the archive."""
-    file = reader.File(shard.path, is_direct=is_direct)
-    digest = torch.empty(DIGEST_BYTES, dtype=torch.uint8)
-    try:
-        file.read(HEADER_BYTES - DIGEST_BYTES, HEADER_BYTES, digest)
-        is_same = digest.numpy()[::-1].tobytes().hex() == shard.digest
-    except BaseException:
-        file.close()
-        raise
-    if not is_same:
-        file.close()
-        raise ArchiveError(f"{file.path} was replaced since the archive was opened: open it anew")
-    return file

@@ -40,8 +40,10 @@ class Window:
         return cls(parts, Table(raw, there[0].data_ptr()), Table(packed, there[1].data_ptr()), there)
 
 
-def mapped(parts: Parts) -> Window:
-    """Make the window of all rows of archives, by addresses of their maps."""
+def mapped(parts: Parts) -> Window | None:
+    """Make the window of all rows of archives, by addresses of their maps; None where some rows are behind a URL, and not in these."""
+    if parts.is_remote:
+        return None
     return Window.on_host(parts, parts.raw_table, parts.packed_table if parts.is_packed.any() else np.zeros(0, PACKED))
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from scdl_gpu.archive.check import check_pointers
 from scdl_gpu.archive.constants import FileNames
 from scdl_gpu.archive.cuts import Cuts, cut, starts, strands
 from scdl_gpu.archive.parts import DAMAGED_TEXT, Part, Parts
+from scdl_gpu.archive.payload import open_file, open_shard
 from scdl_gpu.archive.raw import RawArchive
 from scdl_gpu.archive.row_checks import packed_check, raw_check
 from scdl_gpu.arena import available_bytes, pages
@@ -34,10 +35,12 @@ from scdl_gpu.kernels.packed import PACKED, SLACK_BYTES
 from scdl_gpu.kernels.shards import DAMAGED, FAULTS, NO_FAULT, SHARD, kind_of
 from scdl_gpu.order import Order
 from scdl_gpu.shards import Shards
-from scdl_gpu.slab import THREADS, Bounced, InPlace, Piece, Read, Sink, copy_pieces, open_file, open_shard
+from scdl_gpu.slab import THREADS, Bounced, InPlace, Piece, Read, Sink, copy_pieces
 from scdl_gpu.window import Window, upload
 from scdl_gpu.window_order import WindowOrder, WindowRows, extent_bytes_of
 
+MOST_ITEM_BYTES = 16
+"""Of an element: column and value, of 8 bytes each."""
 Kind = Literal["device", "pinned", "host"]
 Check = Callable[..., bool]
 STAYS = (
@@ -114,10 +117,10 @@ class Windows:
         self.shards, self.kind, self.window_bytes, self.device = shards, kind, window_bytes, device
         self.reaches_device = kind == "device" and reader.reaches_device()
         self.part_starts = np.concatenate(([0], shards.parts.ends[:-1]))
-        self.report = Streaming(path=reader.path_in_use())
+        self.report = Streaming(path="" if shards.parts.is_remote else reader.path_in_use())
         self._cuts: Cuts | None = None
         self._is_direct = stored_bytes > available_bytes()
-        self._files: dict[Path, reader.File] = {}
+        self._files: dict[Path, reader.AnyFile] = {}
         self._slots: list[_Slot] = []
         self._lock = threading.Lock()
 
@@ -153,11 +156,11 @@ class Windows:
         for slot in slots:
             slot.close()
 
-    def file(self, part: Part, path: Path) -> reader.File:
+    def file(self, part: Part, path: Path) -> reader.AnyFile:
         """Open a file of a part, once. Raises ArchiveError where it is not the one that was opened with the archive."""
         if path not in self._files:
             if part.shard is None:
-                file = open_file(_raw(part), path.name, is_direct=self._is_direct)
+                file: reader.AnyFile = open_file(_raw(part), path.name, is_direct=self._is_direct)
             else:
                 file = open_shard(part.shard, is_direct=self._is_direct)
             self._files[path] = file
@@ -305,6 +308,20 @@ def _verify_there(window: Window, device: Device) -> None:
         raise ArchiveError(f"{parts.name(int(numbers[position]))} {DAMAGED_TEXT}")
 
 
+@contextmanager
+def one_row(shards: Shards, row: int) -> Iterator[tuple[Window, NDArray[np.int64]]]:
+    """Read row 0 <= row < n_rows from its file into memory of the host, and give a window of it, with its number there, (1,)."""
+    number = int(np.searchsorted(shards.parts.ends, row, side="right"))
+    part, local = shards.parts.locate(row)
+    begin, end = (int(at) for at in starts(part)(np.array([local, local + 1])))
+    windows = Windows(shards, "host", window_bytes=0, stored_bytes=0, device=None)
+    memory = pages(max(0, end - begin) * MOST_ITEM_BYTES + 4 * reader.PAGE_BYTES + SLACK_BYTES)
+    rows = WindowRows(0, 1, 0, 1, 1, np.array([number], np.int32), np.array([local]), np.ones(1, np.int64))
+    with ThreadPoolExecutor(1) as pool, closing(windows):
+        window, _ = fill_window(windows, memory.data_ptr(), InPlace(memory), rows, pool, lambda: None)
+        yield window, np.zeros(1, np.int64)
+
+
 def _lay(windows: Windows, part: Part, first: int, count: int, at: int) -> _Laid:
     """Lay out `count` rows of a part from `first` on at `at`, whole pages, with a row table of their own."""
     table, (start, stop) = _table(part, first, count)
@@ -312,8 +329,8 @@ def _lay(windows: Windows, part: Part, first: int, count: int, at: int) -> _Laid
     for strand in strands(part, start, stop):
         file = windows.file(part, strand.path)
         begin, end = strand.pages
-        is_seen = not windows.reaches_device if part.shard is not None else strand.path.name == FileNames.COLPTR.value
-        reads.append(Read(file, begin, min(end, file.status.st_size), at, is_seen))
+        is_seen = not _goes_there(windows, part) if part.shard is not None else strand.path.name == FileNames.COLPTR.value
+        reads.append(Read(file, begin, min(end, file.size_bytes), at, is_seen))
         leads.append(slice(strand.start - begin, strand.stop - begin))
         offsets.append(at + strand.start - begin)
         at += end - begin
@@ -335,9 +352,14 @@ def _table(part: Part, first: int, count: int) -> tuple[NDArray[Any], tuple[int,
     return (pointers - start).view(np.uint64), (start, stop)
 
 
+def _goes_there(windows: Windows, part: Part) -> bool:
+    """Tell whether what no check looks at is read straight to the device: of files behind URLs nothing is."""
+    return windows.reaches_device and part.archive.remote is None
+
+
 def _check(windows: Windows, part: Part, first: int, table: NDArray[Any], start: int) -> Check:
     if part.shard is not None:
-        return _unchecked if windows.reaches_device else packed_check(part.shard, first, first + table.size - 1)
+        return _unchecked if _goes_there(windows, part) else packed_check(part.shard, first, first + table.size - 1)
     return raw_check(_raw(part), first, table.view(np.int64) + start, windows.shards.n_vars)
 
 

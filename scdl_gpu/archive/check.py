@@ -18,6 +18,7 @@ from scdl_gpu.archive.features import VariableFeatureIndex
 from scdl_gpu.archive.graphs import GRAPH_FILES, NEIGHBOR_FILES, Graph, graph_directory, vectors_file
 from scdl_gpu.archive.maps import Array
 from scdl_gpu.archive.raw import RawArchive, missing_names
+from scdl_gpu.archive.remote import WAY_OUT
 from scdl_gpu.errors import ArchiveError, MissingFileError
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def check_rows(archive: RawArchive, var: VariableFeatureIndex, progress: Progres
 
     Raises ArchiveError naming file, row and value: pointers that decrease or leave the data, columns out of range.
     """
+    if archive.remote is not None:
+        raise ArchiveError(f"{archive.place} is not on this machine; {WAY_OUT}")
     canonical = True
     for start, pointers, n_vars in pieces(archive, var, PIECE):
         begin, end = int(pointers[0]), int(pointers[-1])
@@ -126,7 +129,7 @@ def check_columns(archive: RawArchive, start: int, pointers: NDArray[np.int64], 
         at = int(np.flatnonzero(columns >= n_vars)[0])
         row = _row_of(at, start, pointers)
         raise ArchiveError(
-            f"{archive.path / FileNames.COLPTR.value}: row {row} holds column {columns[at]}, expected 0..{n_vars - 1}; "
+            f"{archive.place}/{FileNames.COLPTR.value}: row {row} holds column {columns[at]}, expected 0..{n_vars - 1}; "
             f"the file is damaged, or its genes are another archive's: copy it again, or convert the source anew"
         )
     return bool(ascending)
@@ -140,7 +143,7 @@ def check_distinct(archive: RawArchive, start: int, pointers: NDArray[np.int64],
     if twice.size:
         at = int(order[twice[0]])
         raise ArchiveError(
-            f"{archive.path / FileNames.COLPTR.value}: row {_row_of(at, start, pointers)} holds column {columns[at]} twice; "
+            f"{archive.place}/{FileNames.COLPTR.value}: row {_row_of(at, start, pointers)} holds column {columns[at]} twice; "
             f"bring the rows into canonical form with `scdl-gpu convert --canonical`"
         )
 

@@ -28,7 +28,7 @@ def read_bytes(path: Path) -> bytes:
         raise ArchiveError(f"{path} cannot be read: {error}; check its permissions and the disk") from error
 
 
-def split_npy(path: Path, content: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bytes]:
+def split_npy(path: Path | str, content: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bytes]:
     """Return (dtype, shape, what follows the header) of an npy file; ArchiveError for anything that is none."""
     width = 2 if content[6:7] == b"\x01" else 4
     start = 8 + width

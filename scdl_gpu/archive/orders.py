@@ -93,8 +93,8 @@ class GeneOrders:
     def _check_size(self, shard: PackedShard, size_bytes: int) -> None:
         if size_bytes > MOST_BYTES or len(self.tables) > MOST_ORDERS:
             raise ArchiveError(
-                f"{shard.path}: up to this shard there are {len(self.tables):,} different gene orders of {size_bytes:,} bytes, expected at "
-                f"most {MOST_ORDERS:,} and {MOST_BYTES:,}; open fewer archives at once, or pack them with fewer groups"
+                f"{shard.place}: up to this shard there are {len(self.tables):,} different gene orders of {size_bytes:,} bytes, expected "
+                f"at most {MOST_ORDERS:,} and {MOST_BYTES:,}; open fewer archives at once, or pack them with fewer groups"
             )
 
     def _check_stored(self, shards: Sequence[PackedShard | None], owners: list[PackedShard]) -> None:
@@ -102,8 +102,8 @@ class GeneOrders:
         cure = 'leave out gene_order="stored", or bring all into one order: `scdl-gpu unpack`, join, and `scdl-gpu pack` without --group-by'
         several = next((shard for shard in shards if shard is not None and len(shard.orders) > 1), None)
         if several is not None:
-            raise ValueError(f"{several.path} has rows in several gene orders, {len(several.orders)}: it was packed with groups; {cure}")
+            raise ValueError(f"{several.place} has rows in several gene orders, {len(several.orders)}: it was packed with groups; {cure}")
         if len(owners) > 1:
-            raise ValueError(f"{owners[0].path} has another gene order than {owners[1].path}; {cure}")
+            raise ValueError(f"{owners[0].place} has another gene order than {owners[1].place}; {cure}")
         if None in shards and self.tables and self.tables[0] is not None:
-            raise ValueError(f"{owners[0].path} has a gene order of its own, the raw archives have that of var; {cure}")
+            raise ValueError(f"{owners[0].place} has a gene order of its own, the raw archives have that of var; {cure}")

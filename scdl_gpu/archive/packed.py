@@ -22,6 +22,7 @@ from scdl_gpu.archive.maps import Array
 from scdl_gpu.archive.packed_shard import PackedShard
 from scdl_gpu.archive.packed_writer import ShardRecord
 from scdl_gpu.archive.raw import PACKED, RawArchive, check_features, load_features, load_raw, open_whole, read_header, read_metadata, stamp
+from scdl_gpu.archive.remote import Remote
 from scdl_gpu.archive.version import SCDLVersion
 from scdl_gpu.archive.writer import feature_info
 from scdl_gpu.errors import ArchiveError
@@ -38,7 +39,10 @@ _CURE = "copy the archive again, or pack the source anew"
 
 @dataclass(frozen=True, slots=True)
 class PackedArchive:
-    """One opened packed archive. Rows are those of its shards, one after the other; all are canonical."""
+    """One opened packed archive. Rows are those of its shards, one after the other; all are canonical.
+
+    remote: the files that stay behind a URL, whose shards have no payload here.
+    """
 
     path: Path
     header: SCDLHeader
@@ -50,6 +54,12 @@ class PackedArchive:
     obsm: dict[str, Array]
     obsp: dict[str, Graph]
     stamp: tuple[Any, ...] = field(default=())
+    remote: Remote | None = field(default=None)
+
+    @property
+    def place(self) -> str:
+        """Where it lies, a path or a URL."""
+        return str(self.path) if self.remote is None else self.remote.url
 
     @property
     def n_rows(self) -> int:
@@ -91,15 +101,15 @@ def open_packed(path: Path) -> PackedArchive:
     return open_whole(path, lambda: _load(path, read_metadata(path)))
 
 
-def open_archive(path: Path, *, data_dtype: str | None = None) -> RawArchive | PackedArchive:
+def open_archive(path: Path, *, data_dtype: str | None = None, remote: Remote | None = None) -> RawArchive | PackedArchive:
     """Open the archive at `path`, of either kind. data_dtype: of raw values, as of `open_raw`; packed shards know theirs.
 
-    Errors as of `open_raw` and `open_packed`.
+    remote: `path` is its mirror, which has neither rows, graphs nor obsm. Errors as of `open_raw` and `open_packed`.
     """
 
     def load() -> RawArchive | PackedArchive:
-        metadata = read_metadata(path)
-        return _load(path, metadata) if PACKED in metadata else load_raw(path, data_dtype=data_dtype)
+        metadata = read_metadata(path, is_mirror=remote is not None)
+        return _load(path, metadata, remote) if PACKED in metadata else load_raw(path, data_dtype=data_dtype, remote=remote)
 
     return open_whole(path, load)
 
@@ -134,12 +144,12 @@ def finish_packed(
     (directory / FileNames.METADATA.value).write_text(json.dumps(own | (extra or {}) | own))
 
 
-def _load(path: Path, metadata: dict[str, Any]) -> PackedArchive:
+def _load(path: Path, metadata: dict[str, Any], remote: Remote | None = None) -> PackedArchive:
     """Open the packed archive at `path` once, if nobody exchanges it."""
     opened = stamp(path)
-    records = _records(path, metadata)
+    records = records_of(path / FileNames.METADATA.value, metadata)
     header = _packed_header(path, sum(record.n_rows for record in records))
-    shards = tuple(_open_shard(path, record) for record in records)
+    shards = tuple(_open_shard(path, record, remote) for record in records)
     n_rows = sum(shard.n_rows for shard in shards)
     var, _ = load_features(path, VariableFeatureIndex, (FileNames.VAR_FEATURES.value,))
     obs, _ = load_features(path, ObservedFeatureIndex, (FileNames.OBS_FEATURES.value,))
@@ -153,18 +163,19 @@ def _load(path: Path, metadata: dict[str, Any]) -> PackedArchive:
         shards=shards,
         var=var,
         obs=obs,
-        neighbors=open_neighbors(path, DEFAULT_DTYPES),
-        obsm=open_obsm(path, metadata, n_rows),
-        obsp=open_obsp(path, metadata, n_rows),
+        neighbors=None if remote else open_neighbors(path, DEFAULT_DTYPES),
+        obsm={} if remote else open_obsm(path, metadata, n_rows),
+        obsp={} if remote else open_obsp(path, metadata, n_rows),
         stamp=opened,
+        remote=remote,
     )
 
 
-def _records(path: Path, metadata: dict[str, Any]) -> list[ShardRecord]:
-    """Read the list of shards. Raises ArchiveError for what is none."""
-    file, told = path / FileNames.METADATA.value, metadata.get(PACKED)
+def records_of(file: Path | str, metadata: dict[str, Any]) -> list[ShardRecord]:
+    """Read the list of shards in metadata.json, which is at `file`. Raises ArchiveError for what is none."""
+    told = metadata.get(PACKED)
     if not isinstance(told, dict):
-        raise ArchiveError(f"{file} lists no packed shards: {path} is a raw archive; pack it with `scdl-gpu pack`")
+        raise ArchiveError(f"{file} lists no packed shards: its archive is a raw one; pack it with `scdl-gpu pack`")
     if told.get("version") != VERSION:
         raise ArchiveError(f"{file}: packed archives of version {told.get('version')!r}, expected {VERSION}; upgrade scdl_gpu")
     kinds = {"name": str, "rows": int, "nnz": int, "bytes": int, "hash": str}
@@ -194,12 +205,12 @@ def _packed_header(path: Path, n_rows: int) -> SCDLHeader:
     return header
 
 
-def _open_shard(path: Path, record: ShardRecord) -> PackedShard:
+def _open_shard(path: Path, record: ShardRecord, remote: Remote | None) -> PackedShard:
     """Open a shard. Raises ArchiveError unless it is the one that is listed."""
-    shard = PackedShard.open(path, record.name)
+    shard = PackedShard.open(path, record.name, pin=None if remote is None else remote.pins[record.name])
     found = ShardRecord.of(shard)
     if found != record:
-        raise ArchiveError(f"{shard.path}: {found.as_json()}, {FileNames.METADATA.value} lists {record.as_json()}: another file; {_CURE}")
+        raise ArchiveError(f"{shard.place}: {found.as_json()}, {FileNames.METADATA.value} lists {record.as_json()}: another file; {_CURE}")
     return shard
 
 

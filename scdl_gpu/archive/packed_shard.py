@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from scdl_gpu.archive.maps import size_bytes
 from scdl_gpu.archive.packed_header import HEADER_BYTES, ORDER_BYTES, ShardHeader, ShardHeaderError
+from scdl_gpu.archive.remote import WAY_OUT
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.kernels.packed import ENTRY, NNZ_BITS, NO_SUM, SLACK_BYTES, order_entry, rows_of, shard_entry
+from scdl_gpu.transport import Pin, shown
 
 PIECE = 1 << 20
 """Nonzeros that `verify` decodes at once, and rows at most."""
@@ -44,11 +46,13 @@ class PackedShard:
     """One shard, mapped read-only; made by `PackedShard.open`.
 
     entries: (n_rows + 1,) ENTRY; payload: (n_words + 64,) uint32, the last 64 of them to spare; digest: hash of the header, which
-    has those of the tables, in hex; orders: the gene orders, unchecked until `check_tables`.
+    has those of the tables, in hex; orders: the gene orders, unchecked until `check_tables`. pin: where the payload lies behind a URL,
+    and the map has none of it; place: a path or a URL.
     """
 
-    def __init__(self, path: Path, header: ShardHeader, text: NDArray[np.uint8], digest: str) -> None:
-        self.path = path
+    def __init__(self, path: Path, header: ShardHeader, text: NDArray[np.uint8], digest: str, *, pin: Pin | None = None) -> None:
+        self.path, self.pin = path, pin
+        self.place = str(path) if pin is None else shown(pin.url)
         self.header = header
         self.digest = digest
         self._text = text
@@ -59,8 +63,11 @@ class PackedShard:
         self.orders = tuple(self._order(k) for k in range(header.n_orders))
 
     @classmethod
-    def open(cls, folder: Path, name: str) -> Self:
-        """Map the shard `name` of the archive at `folder`. Raises MissingFileError, and ArchiveError for what is no whole shard."""
+    def open(cls, folder: Path, name: str, *, pin: Pin | None = None) -> Self:
+        """Map the shard `name` of the archive at `folder`, or, with a pin, of its mirror.
+
+        Raises MissingFileError, and ArchiveError for what is no whole shard.
+        """
         path = folder / name
         size = size_bytes(folder, name)
         with path.open("rb") as stream:
@@ -70,7 +77,7 @@ class PackedShard:
             except ShardHeaderError as error:
                 raise ArchiveError(f"{path}: {error}") from error
             text = np.memmap(stream, np.uint8, "r", shape=(size,)).view(np.ndarray)
-        return cls(path, header, text, head[-8:][::-1].hex())
+        return cls(path, header, text, head[-8:][::-1].hex(), pin=pin)
 
     @property
     def n_rows(self) -> int:
@@ -121,7 +128,7 @@ class PackedShard:
             return
         for name in ("orders", "rows"):
             if xxhash.xxh3_64_intdigest(self._section(name).data) != getattr(self.header, name).digest:
-                raise ArchiveError(f"{self.path}: the table of its {name} does not match its hash; {_CURE}")
+                raise ArchiveError(f"{self.place}: the table of its {name} does not match its hash; {_CURE}")
         for number, order in enumerate(self.orders):
             self._check_order(number, order)
         self._check_rows()
@@ -132,6 +139,8 @@ class PackedShard:
 
         progress: called with the number of nonzeros after each piece.
         """
+        if self.pin is not None:
+            raise ArchiveError(f"{self.place} is not on this machine; {WAY_OUT}")
         self.check_tables()
         for first, last in self._pieces():
             progress(self._verify_rows(first, last))
@@ -149,7 +158,7 @@ class PackedShard:
         end = offset + self.n_vars * dtype.itemsize
         if flags or entry_bytes != dtype.itemsize or offset % TABLE_ALIGNMENT or end > section.size:
             raise ArchiveError(
-                f"{self.path}: gene order {number} has flags {flags:#x} and a table of {entry_bytes}-byte entries at {offset:,}, expected "
+                f"{self.place}: gene order {number} has flags {flags:#x} and a table of {entry_bytes}-byte entries at {offset:,}, expected "
                 f"flags 0 or 1 and {self.n_vars:,} entries of {dtype.itemsize} bytes at a multiple of 64 within {section.size:,}; {_CURE}"
             )
         return Order(digest, section[offset:end].view(dtype))
@@ -158,12 +167,12 @@ class PackedShard:
         if order.table is None:
             return
         if xxhash.xxh3_128_digest(order.table.data) != order.digest:
-            raise ArchiveError(f"{self.path}: gene order {number} does not match its hash; {_CURE}")
+            raise ArchiveError(f"{self.place}: gene order {number} does not match its hash; {_CURE}")
         is_there = np.zeros(self.n_vars, np.bool_)
         is_there[order.table[order.table < self.n_vars]] = True
         if not is_there.all():
             missing = int(np.flatnonzero(~is_there)[0])
-            raise ArchiveError(f"{self.path}: gene order {number} lacks column {missing}, expected each of {self.n_vars:,} once; {_CURE}")
+            raise ArchiveError(f"{self.place}: gene order {number} lacks column {missing}, expected each of {self.n_vars:,} once; {_CURE}")
 
     def _check_rows(self) -> None:
         """Raise ArchiveError naming the first row that the header or the payload does not allow."""
@@ -172,18 +181,18 @@ class PackedShard:
         entries, header = self.entries, self.header
         ends = (int(entries["offset"][0]), *(int(entries[name][-1]) for name in ENTRY.names or ()))
         if ends != (0, self.n_words, 0, 0, 0):
-            raise ArchiveError(f"{self.path}: its row table begins and ends with {ends}, expected {(0, self.n_words, 0, 0, 0)}; {_CURE}")
+            raise ArchiveError(f"{self.place}: its row table begins and ends with {ends}, expected {(0, self.n_words, 0, 0, 0)}; {_CURE}")
         table = entries.view(np.uint32).reshape(-1, 4)
         row, *found = (int(number) for number in check_entries(table, self.n_vars, header.n_orders))
         if row != SOUND:
             nnz, order = int(table[row, 1]) & ((1 << NNZ_BITS) - 1), int(table[row, 1]) >> NNZ_BITS
             raise ArchiveError(
-                f"{self.path}: row {row} has {nnz:,} nonzeros in {int(table[row + 1, 0]) - int(table[row, 0]):,} words, in gene order "
+                f"{self.place}: row {row} has {nnz:,} nonzeros in {int(table[row + 1, 0]) - int(table[row, 0]):,} words, in gene order "
                 f"{order}, of {self.n_vars:,} genes and {header.n_orders} orders; {_CURE}"
             )
         told = [header.nnz, header.longest_nnz, header.longest_words]
         if found != told:
-            raise ArchiveError(f"{self.path}: its rows have {found} nonzeros, most in a row, most words, its header says {told}; {_CURE}")
+            raise ArchiveError(f"{self.place}: its rows have {found} nonzeros, most in a row, most words, its header says {told}; {_CURE}")
 
     def _pieces(self) -> Iterator[tuple[int, int]]:
         """Cut the rows into runs of PIECE nonzeros, or of one row."""
@@ -213,7 +222,7 @@ class PackedShard:
         if worst != shards.NO_FAULT:
             is_broken = worst == fault[shards.DAMAGED]
             what = "does not match its check, or its blocks leave it" if is_broken else f"holds values that are no {self.dtype}"
-            raise ArchiveError(f"{self.path}: row {first + worst} {what}; {_CURE}")
+            raise ArchiveError(f"{self.place}: row {first + worst} {what}; {_CURE}")
         self._check_sums(first, rows["sum"], lengths, values)
         return int(indptr[-1])
 
@@ -228,4 +237,4 @@ class PackedShard:
         bad = (sums != NO_SUM) & (found != sums)
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
-            raise ArchiveError(f"{self.path}: row {first + row} sums up to {found[row]}, its entry says {sums[row]}; {_CURE}")
+            raise ArchiveError(f"{self.place}: row {first + row} sums up to {found[row]}, its entry says {sums[row]}; {_CURE}")

@@ -79,9 +79,9 @@ class Part(NamedTuple):
     def name(self, row: int) -> str:
         """Name a row, as this part counts them, for an error."""
         if self.shard is None:
-            return f"{self.archive.path}: row {self.skipped + row}"
+            return f"{self.archive.place}: row {self.skipped + row}"
         row += self.skipped
-        return f"{self.shard.path}: row {row}" + (f" (row {self.first + row} of the archive)" if self.first else "")
+        return f"{self.shard.place}: row {row}" + (f" (row {self.first + row} of the archive)" if self.first else "")
 
 
 def parts_of(archive: Archive) -> Iterator[Part]:
@@ -116,6 +116,7 @@ class Parts:
         self.parts = tuple(parts)
         self.is_packed = np.array([part.shard is not None for part in self.parts], bool)
         self._kinds = (bool((~self.is_packed).any()), bool(self.is_packed.any()))
+        self.is_remote = any(part.archive.remote is not None for part in self.parts)
         self.orders = orders
         self.n_vars = n_vars
         n_rows = np.array([part.n_rows for part in self.parts], np.int64)
@@ -130,9 +131,7 @@ class Parts:
         self._n_unchecked = int(self._unchecked.sum())
 
     @classmethod
-    def of(
-        cls, archives: Sequence[Archive], n_vars: int, *, listed: NDArray[np.int32] | None = None, is_stored: bool = False
-    ) -> Self:
+    def of(cls, archives: Sequence[Archive], n_vars: int, *, listed: NDArray[np.int32] | None = None, is_stored: bool = False) -> Self:
         """Give all parts of archives. listed: which of them stands at each place of a list; None: each, in their order.
 
         is_stored: columns are numbered as the packed parts have them; raises what `GeneOrders` does.

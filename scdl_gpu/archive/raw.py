@@ -23,6 +23,7 @@ from scdl_gpu.archive.features import ObservedFeatureIndex, RowFeatureIndex, Var
 from scdl_gpu.archive.graphs import Graph, open_neighbors, open_obsm, open_obsp
 from scdl_gpu.archive.header import SCDLHeader
 from scdl_gpu.archive.maps import Array, map_array, size_bytes
+from scdl_gpu.archive.remote import Remote, check_whole
 from scdl_gpu.errors import ArchiveError, MissingFileError, NotRawError
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ STAMPED = (*ARRAY_FILES, FileNames.HEADER.value, FileNames.METADATA.value)
 
 @dataclass(frozen=True, slots=True)
 class RawArchive:
-    """One opened raw archive. Arrays are maps of the files, read-only unless opened `writable`."""
+    """One opened raw archive. Arrays are maps of the files, read-only unless opened `writable`.
+
+    remote: what stays behind a URL; the maps of these files are empty of bytes, and must not be read.
+    """
 
     path: Path
     header: SCDLHeader | None
@@ -59,6 +63,12 @@ class RawArchive:
     generation: Generation
     canonical: bool = field(default=False)
     stamp: tuple[Any, ...] = field(default=())
+    remote: Remote | None = field(default=None)
+
+    @property
+    def place(self) -> str:
+        """Where it lies, a path or a URL."""
+        return str(self.path) if self.remote is None else self.remote.url
 
     @property
     def n_rows(self) -> int:
@@ -181,10 +191,13 @@ def _device(told: dict[str, Any]) -> int | None:
     return next((file[0] for file in told["stamp"] if file), None)
 
 
-def load_raw(path: Path, *, writable: bool = False, data_dtype: str | None = None) -> RawArchive:
-    """Open the raw archive at `path` once, as `open_raw` does if nobody exchanges it. Raises OSError, too."""
+def load_raw(path: Path, *, writable: bool = False, data_dtype: str | None = None, remote: Remote | None = None) -> RawArchive:
+    """Open the raw archive at `path` once, as `open_raw` does if nobody exchanges it. Raises OSError, too.
+
+    remote: `path` is its mirror, which has neither graphs nor obsm.
+    """
     opened = stamp(path)
-    metadata = read_metadata(path)
+    metadata = read_metadata(path, is_mirror=remote is not None)
     header = read_header(path)
     if PACKED in metadata or (header is not None and header.backend is Backend.PACKED_V1):
         raise NotRawError(
@@ -212,12 +225,13 @@ def load_raw(path: Path, *, writable: bool = False, data_dtype: str | None = Non
         data=data,
         var=var,
         obs=obs,
-        neighbors=open_neighbors(path, dtypes),
-        obsm=open_obsm(path, metadata, n_rows),
-        obsp=open_obsp(path, metadata, n_rows),
+        neighbors=None if remote else open_neighbors(path, dtypes),
+        obsm={} if remote else open_obsm(path, metadata, n_rows),
+        obsp={} if remote else open_obsp(path, metadata, n_rows),
         generation=_generation(path, header, var_directory),
         canonical=unchanged and metadata.get("canonical") is True,
         stamp=opened,
+        remote=remote,
     )
 
 
@@ -229,8 +243,13 @@ def _known_rows(var: VariableFeatureIndex, header: SCDLHeader | None, metadata: 
     return n_rows if type(n_rows) is int and n_rows >= 0 else None
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Read metadata.json of the archive at `path`. Raises MissingFileError, and ArchiveError for what is no JSON object."""
+def read_metadata(path: Path, *, is_mirror: bool = False) -> dict[str, Any]:
+    """Read metadata.json of the archive at `path`. Raises MissingFileError, and ArchiveError for what is no JSON object.
+
+    is_mirror: admit that `path` is the mirror of an archive behind a URL, which raises otherwise.
+    """
+    if not is_mirror:
+        check_whole(path)
     file = path / FileNames.METADATA.value
     try:
         metadata = json.loads(file.read_bytes())

@@ -29,7 +29,7 @@ def raw_check(archive: RawArchive, first: int, pointers: NDArray[np.int64], n_va
     if n_vars is not None and longest > n_vars:
         row = first + int(np.diff(pointers).argmax())
         raise ArchiveError(
-            f"{archive.path / FileNames.COLPTR.value}: row {row} holds {longest:,} elements, the archive has {n_vars:,} genes: "
+            f"{archive.place}/{FileNames.COLPTR.value}: row {row} holds {longest:,} elements, the archive has {n_vars:,} genes: "
             f"some are there twice; bring the rows into canonical form with `scdl-gpu convert --canonical`"
         )
     return partial(_check_raw, archive, first, pointers, n_vars)
@@ -60,5 +60,5 @@ def _check_packed(shard: PackedShard, first: int, last: int, payload: NDArray[np
     fault = np.full(FAULTS, NO_FAULT, np.int32)
     cpu.check_rows(table, np.empty(0, np.int32), rows, np.concatenate(([0], np.cumsum(nnz))), fault)
     if fault[DAMAGED] != NO_FAULT:
-        raise ArchiveError(f"{shard.path}: row {first + fault[DAMAGED]} {DAMAGED_TEXT}")
+        raise ArchiveError(f"{shard.place}: row {first + fault[DAMAGED]} {DAMAGED_TEXT}")
     return True

@@ -15,7 +15,7 @@ FLOORS = {
     3: "convert slab collate neighbors shards buffers tables row_source faults runs window window_order",
     2: "archive backend device order sampler",
     1: "kernels reader arena",
-    0: "errors batch version row_dataset callers arguments",
+    0: "errors batch version row_dataset callers arguments transport",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 FREE_WITHIN = {"archive", "convert", "pack", "bench", "cli", "kernels"}
