@@ -59,6 +59,25 @@ class Arena:
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Self]:
+        """Let the arena be held, by this process among others, as long as it lives at most."""
+        fcntl.flock(self._fd, fcntl.LOCK_SH)
+        try:
+            yield self
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether another process holds it."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        return False
+
     @property
     def is_sealed(self) -> bool:
         """Whether the memory holds what it is for."""

@@ -24,6 +24,7 @@ from scdl_gpu.kernels.gpu import Table
 from scdl_gpu.kernels.packed import ORDER
 from scdl_gpu.kernels.packed import PACKED as PACKED_SHARD
 from scdl_gpu.kernels.shards import FAULTS, SHARD, kind_of
+from scdl_gpu.peers import peers_for
 from scdl_gpu.placement import Placed, Plan, choose, place
 from scdl_gpu.shards import Shards
 from scdl_gpu.window import Window, upload
@@ -229,7 +230,10 @@ def _resident(shards: Shards, placed: Placed) -> Window | None:
     if placed.table is None:
         return None
     packed = 0 if placed.packed_table is None else placed.packed_table.data_ptr()
-    return Window(shards.parts, Table(placed.entries, placed.table.data_ptr()), Table(placed.packed_entries, packed))
+    parts = shards.parts
+    if placed.pieces:
+        parts = parts.in_pieces(placed.pieces)
+    return Window(parts, Table(placed.entries, placed.table.data_ptr()), Table(placed.packed_entries, packed))
 
 
 def _where(arrived: Arrived, prefix: str, pointers: str) -> tuple[Part, Part, Part, Part]:
@@ -302,14 +306,16 @@ def assembler_for(
     budgets: tuple[float | None, float | None],
     batch_size: int,
     may_stream: bool,
+    is_divided: bool,
 ) -> tuple[Assembler, Windows | None]:
     """Choose who makes batches, and bring the rows to where they are read from; a bar shows it after two seconds.
 
-    budgets: of device memory and of host memory. may_stream: whether the order of rows is ours to choose. Returns also the windows
-    that rows stream through, None where all are resident. Raises ValueError for arguments, DeviceError for what the machine lacks; then
-    nothing is left in memory.
+    budgets: of device memory and of host memory. may_stream: whether the order of rows is ours to choose; is_divided: whether the ranks
+    of torch.distributed divide the epoch among them, and so all make this loader. Returns also the windows that rows stream through,
+    None where all are resident. Raises ValueError for arguments, DeviceError for what the machine lacks; then nothing is left in memory.
     """
     chosen = device_of(device)
+    peers = peers_for(placement, may_meet=is_divided and chosen is not None and not windows)
     plan = choose(
         shards.archives,
         chosen,
@@ -320,9 +326,10 @@ def assembler_for(
         output_bytes=_output_bytes(shards, output, batch_size),
         may_stream=may_stream,
         table_bytes=_table_bytes(shards, output),
+        peers=peers,
     )
     streamed = None
-    if plan.window_bytes:
+    if plan.window_bytes and plan.kind != "node":
         streamed = Windows(shards, plan.kind, window_bytes=plan.window_bytes, stored_bytes=plan.size_bytes, device=chosen)
     if chosen is None:
         asked = "; torch finds no GPU" if isinstance(device, str) and device == "auto" else ""
@@ -330,7 +337,7 @@ def assembler_for(
         return CpuAssembler(shards, output, batch_size=batch_size, where=where), streamed
     with ExitStack() as stack:
         with _bar(plan) as progress:
-            placed = stack.enter_context(place(shards.archives, plan, chosen, progress=progress))
+            placed = stack.enter_context(place(shards.archives, plan, chosen, peers=peers, progress=progress))
         kind = HostAssembler if placed.kind == "host" else CudaAssembler
         assembler = kind(shards, output, chosen, placed, batch_size=batch_size)
         stack.pop_all()
@@ -343,6 +350,8 @@ def _where_words(plan: Plan, device: Device | None) -> str:
         return f"through windows of {size_words(plan.window_bytes)}"
     if plan.kind == "device" and device is not None:
         return f"in memory of {device.name}"
+    if plan.kind == "node":
+        return f"divided over the memory of the devices of {len(plan.shares)} ranks"
     return "of page-locked host memory" if plan.kind == "pinned" else "in the page cache"
 
 
@@ -367,5 +376,6 @@ def _bar(plan: Plan) -> Iterator[Callable[[int], None]]:
     """Show what is placed, where there is a terminal."""
     from tqdm import tqdm
 
-    with tqdm(total=plan.size_bytes, unit="B", unit_scale=True, desc=f"placing rows ({plan.kind})", delay=2, disable=None) as bar:
+    size_bytes = max(plan.shares, default=plan.size_bytes)
+    with tqdm(total=size_bytes, unit="B", unit_scale=True, desc=f"placing rows ({plan.kind})", delay=2, disable=None) as bar:
         yield lambda size_bytes: bar.update(size_bytes) and None

@@ -8,6 +8,7 @@ torch owns all memory: CuPy's pool ignores `record_stream`, and would give away 
 import contextlib
 import importlib
 import logging
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
 
@@ -23,6 +24,10 @@ PIN_BYTES = 32 << 30
 """Page-locked at one go: drivers since r580 refuse 512 GiB, and 64 GiB is known to work."""
 PORTABLE, MAPPED = 1, 2
 """cudaHostRegisterPortable, cudaHostRegisterMapped."""
+SHARED_BYTES = 2 << 20
+"""Memory that other processes open is a multiple of this: the driver gives smaller pieces out of blocks that it shares as a whole."""
+PEER_ACCESS = 1
+"""cudaIpcMemLazyEnablePeerAccess."""
 
 
 class Event(Protocol):
@@ -65,6 +70,24 @@ class Device(Protocol):
 
     def unpin(self, memory: torch.Tensor) -> None:
         """Undo `pin`; no kernel may be reading."""
+
+    def bus_id(self) -> str:
+        """Name the device as every process of this node does."""
+
+    def reaches(self, bus_id: str) -> bool:
+        """Tell whether kernels here can read the memory of another device, as far as it can be known before."""
+
+    def shareable(self, size_bytes: int) -> torch.Tensor:
+        """Make at least `size_bytes` uint8 on the device, which other processes may open, aligned to ALIGNMENT. Raises DeviceError."""
+
+    def share(self, memory: torch.Tensor) -> bytes:
+        """Give the handle by which other processes open what `shareable` made. Raises DeviceError."""
+
+    def open_shared(self, handle: bytes) -> int:
+        """Return the address at which kernels here read memory that another process shares. Raises DeviceError."""
+
+    def close_shared(self, address: int) -> None:
+        """Undo `open_shared`; no kernel may be reading."""
 
     def launch(self, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[int | float], shared_bytes: int = 0) -> None:
         """Enqueue a kernel on torch's current stream; see kernels/gpu.py."""
@@ -187,6 +210,59 @@ class CudaDevice:
                 except runtime.CUDARuntimeError as error:
                     logger.warning("%s: page-locked memory at %#x could not be released: %s", self.name, start, error)
 
+    def bus_id(self) -> str:
+        """Give the address on the PCI bus."""
+        return str(self._cupy.cuda.runtime.deviceGetPCIBusId(self.index))
+
+    def reaches(self, bus_id: str) -> bool:
+        """Ask for peer access; a GPU that this process does not see is only found out about when its memory is opened."""
+        runtime = self._cupy.cuda.runtime
+        try:
+            other = runtime.deviceGetByPCIBusId(bus_id)
+        except runtime.CUDARuntimeError:
+            return True
+        return other == self.index or bool(runtime.deviceCanAccessPeer(self.index, other))
+
+    def shareable(self, size_bytes: int) -> torch.Tensor:
+        """Make memory by cudaMalloc itself: a handle leads to the begin of an allocation, and torch cuts tensors out of larger ones.
+
+        It is no output, which torch would have to own, nor of a pool; it is freed, waiting for the device, with the last view of it.
+        """
+        size_bytes = max(1, -(-size_bytes // SHARED_BYTES)) * SHARED_BYTES
+        self.memory()  # lets torch give back what it does not use
+        return torch.as_tensor(_Allocation(self, size_bytes, self._cupy), device=self.torch_device)
+
+    def share(self, memory: torch.Tensor) -> bytes:
+        """Make a handle of CUDA IPC."""
+        with self._ipc("shared"):
+            return bytes(self._cupy.cuda.runtime.ipcGetMemHandle(memory.data_ptr()))
+
+    def open_shared(self, handle: bytes) -> int:
+        """Open a handle of CUDA IPC, with peer access where the memory is another GPU's."""
+        with self._ipc("opened"):
+            return int(self._cupy.cuda.runtime.ipcOpenMemHandle(handle, PEER_ACCESS))
+
+    def close_shared(self, address: int) -> None:
+        """Close a handle of CUDA IPC; a failure is logged, since the mapping ends with the process all the same."""
+        runtime = self._cupy.cuda.runtime
+        try:
+            with self._cupy.cuda.Device(self.index):
+                runtime.ipcCloseMemHandle(address)
+        except runtime.CUDARuntimeError as error:
+            logger.warning("%s: memory of another process at %#x could not be closed: %s", self.name, address, error)
+
+    @contextlib.contextmanager
+    def _ipc(self, what: str) -> Iterator[None]:
+        """Make this the current device, and DeviceErrors of what CUDA IPC raises."""
+        try:
+            with self._cupy.cuda.Device(self.index):
+                yield
+        except self._cupy.cuda.runtime.CUDARuntimeError as error:
+            raise DeviceError(
+                f"memory could not be {what} by {self.name} through CUDA IPC: {error}; see `nvidia-smi topo -p2p r` for GPUs that reach "
+                f'each other, let containers share IPC and PID namespaces, or choose placement="pinned"'
+            ) from error
+
     def launch(self, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[int | float], shared_bytes: int = 0) -> None:
         """Enqueue a kernel on torch's current stream of this device; torch and CuPy each have a current device of their own."""
         with torch.cuda.device(self.index), self._cupy.cuda.Device(self.index):
@@ -203,6 +279,23 @@ class CudaDevice:
             self._aside = torch.cuda.Stream(self.index)  # type: ignore[no-untyped-call]
         with torch.cuda.device(self.index), torch.cuda.stream(self._aside):
             yield
+
+
+class _Allocation:
+    """Memory of cudaMalloc, for torch to make a tensor of, which keeps this alive."""
+
+    def __init__(self, device: CudaDevice, size_bytes: int, cupy: Any) -> None:
+        runtime = cupy.cuda.runtime
+        try:
+            with cupy.cuda.Device(device.index):
+                address = int(runtime.malloc(size_bytes))
+        except runtime.CUDARuntimeError as error:
+            free, total = torch.cuda.mem_get_info(device.index)
+            raise DeviceError(
+                f"{device.name} has {size_words(free)} of {size_words(total)} free, {size_words(size_bytes)} were asked for: {error}"
+            ) from error
+        self.__cuda_array_interface__ = {"shape": (size_bytes,), "typestr": "|u1", "data": (address, False), "version": 3}
+        weakref.finalize(self, runtime.free, address).atexit = False  # the driver may be gone by then, and frees it itself
 
 
 class _CudaEvent:

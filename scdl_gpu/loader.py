@@ -61,8 +61,9 @@ class GPUBatchLoader(IterableDataset[Batch]):
     obs: columns to carry, see `Batch`; `categories[name]` names the codes.
     drop_last: leave out the last, incomplete step; otherwise it wraps around and `is_padding` marks what repeats.
     rank, world_size: of torch.distributed where it is initialised.
-    placement: "auto", "device", "pinned" or "host". windows: True streams rows through two windows, see `streaming`; False: all
-        rows must be resident; None streams what fits nowhere. memory_budget, host_budget: bytes or fractions of what is free.
+    placement: "auto", "device", "node", "pinned" or "host"; "node" divides the rows over the devices of the ranks on this node,
+        which all make this loader at the same point, and close it. memory_budget, host_budget: bytes or fractions of what is free.
+    windows: True streams rows through two windows, see `streaming`; False: all rows must be resident; None streams what fits nowhere.
     prefetch: batches made ahead, beyond what each thread is making: one batch, or on the CPU as many small ones as 8 MiB hold,
         which then share that memory.
 
@@ -119,6 +120,7 @@ class GPUBatchLoader(IterableDataset[Batch]):
             budgets=(memory_budget, host_budget),
             batch_size=batch_size,
             may_stream=not is_sampled,
+            is_divided=rank is None and world_size is None and not is_sampled,
         )
         if self._assembler.is_cuda or self._windows is not None:
             weakref.finalize(self, _close_here, self._windows, self._assembler, os.getpid())

@@ -17,24 +17,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scdl_gpu.archive.parts import Archive
+from scdl_gpu.archive.parts import Archive, Part
 from scdl_gpu.archive.raw import RawArchive
 from scdl_gpu.archive.remote import WAY_OUT
 from scdl_gpu.arena import Arena, available_bytes
 from scdl_gpu.arguments import real, truth
 from scdl_gpu.device import Device, size_words
+from scdl_gpu.division import Division, Spot, divide, place_divided, spots_of
 from scdl_gpu.errors import DeviceError
 from scdl_gpu.kernels.packed import PACKED
-from scdl_gpu.kernels.shards import ALIGNMENT, SHARD, kind_of
+from scdl_gpu.kernels.shards import SHARD, kind_of
+from scdl_gpu.peers import Peers
 from scdl_gpu.reader import PAGE_BYTES
 from scdl_gpu.slab import Bounced, InPlace, Layout, PackedPlot, Progress, RawPlot, fill
 from scdl_gpu.window import upload
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["device", "pinned", "host"]
+Kind = Literal["device", "node", "pinned", "host"]
 
-PLACEMENTS = ("auto", "device", "pinned", "host")
+PLACEMENTS = ("auto", "device", "node", "pinned", "host")
 RESERVE_BYTES = 4 << 30
 """Of the device's free memory, left to the model where no budget is given."""
 WINDOW_BYTES = 4 << 30
@@ -46,12 +48,16 @@ LEAST_WINDOW = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where rows of `size_bytes` are to lie, and why. window_bytes: of each of two windows that they stream through, 0: of none."""
+    """Where rows of `size_bytes` are to lie, and why. window_bytes: of each of two windows that they stream through, 0: of none.
+
+    shares: bytes of them for each process of the node, where they are divided.
+    """
 
     kind: Kind
     size_bytes: int
     why: str
     window_bytes: int = 0
+    shares: tuple[int, ...] = ()
 
 
 def choose(
@@ -65,8 +71,11 @@ def choose(
     output_bytes: int = 0,
     may_stream: bool = True,
     table_bytes: int = 0,
+    peers: Peers | None = None,
 ) -> Plan:
     """Choose the placement of `archives` for `device`, None being the CPU.
+
+    peers: the processes of this node, which all call this at the same point; None where rows are not to be divided among them.
 
     memory_budget, host_budget: bytes as an int, or a fraction of what is free as a float; None: what is free on the device
     less 4 GiB, or less `output_bytes` (what batches need) if that is more, and half of what the host has available.
@@ -79,6 +88,8 @@ def choose(
     if placement not in PLACEMENTS:
         raise ValueError(f"placement {placement!r} is unknown, expected one of {', '.join(PLACEMENTS)}")
     windows = None if windows is None else truth("windows", windows)
+    if placement == "node" and windows:
+        raise ValueError('placement="node" holds all rows in memory, windows=True streams them; choose one')
     if windows and not may_stream:
         raise ValueError("windows=True decides which rows come when, and excludes sampler and batch_sampler")
     if device is None or placement == "host":
@@ -87,6 +98,11 @@ def choose(
         raise ValueError(f'placement={placement!r} needs a GPU; on the CPU rows lie in the page cache: placement="host" or "auto"')
     layout = Layout(archives)
     size_bytes = layout.size_bytes
+    node = None
+    if peers is not None and not windows:
+        node = divide(peers, layout, device, lambda there: _device_room(there, memory_budget, output_bytes).less(table_bytes).limit)
+    if placement == "node":
+        return _node_plan(node, size_bytes)
     host = _host_room(layout, host_budget, is_shared=device is not None and not windows)
     if device is None:
         return _choose_host(size_bytes, host, windows, may_stream=may_stream)
@@ -95,6 +111,10 @@ def choose(
         kind: Kind = "host" if placement == "host" else "pinned" if placement == "pinned" else "device"
         return _stream(size_bytes, kind, room if kind == "device" else host, "as asked for")
     resident = room.less(table_bytes)
+    if placement == "auto" and node is not None and node.is_needed:
+        plan = _node_plan(node, size_bytes)
+        logger.warning("rows are divided over the memory of %d devices: %s", len(plan.shares), plan.why)
+        return plan
     if placement == "device" or (placement == "auto" and resident.holds(size_bytes)):
         return Plan("device", size_bytes, resident.fit(size_bytes, 'placement="pinned", windows=True, or raise memory_budget'))
     if placement == "pinned":
@@ -173,6 +193,14 @@ def _device_room(device: Device, asked: float | None, output_bytes: int) -> _Roo
     return _Room(limit, f"the budget of {size_words(limit)} on {device.name}, {size_words(free)} of {size_words(total)} being free", asked)
 
 
+def _node_plan(node: Division | None, size_bytes: int) -> Plan:
+    """Plan to divide the rows. Raises DeviceError where that is not possible."""
+    if node is None or not node.shares:
+        why = "there are no processes to divide rows among" if node is None else node.why
+        raise DeviceError(f'{why}; choose placement="pinned", windows=True, or raise memory_budget')
+    return Plan("node", size_bytes, node.why, shares=node.shares)
+
+
 def _host_room(layout: Layout, budget: float | None, *, is_shared: bool) -> _Room:
     free = available_bytes()
     if is_shared and Arena.exists(layout.arena_bytes, layout.name()):  # pinned by another rank: this one needs nothing more
@@ -215,7 +243,8 @@ class Placed:
     """Rows in place, until closed.
 
     On a device, for kernels: entries, (n,) SHARD, and packed_entries, (n,) PACKED or none, one for each part of the archives;
-    table and packed_table, copies of them there.
+    table and packed_table, copies of them there. pieces: rows of each entry, and the number of the part that they are of, where
+    parts are in pieces.
     """
 
     def __init__(
@@ -225,11 +254,13 @@ class Placed:
         table: torch.Tensor | None,
         *,
         packed: tuple[NDArray[Any], torch.Tensor] | None = None,
+        pieces: Sequence[tuple[int, Part]] = (),
         release: Callable[[], None] = lambda: None,
     ) -> None:
         self.plan, self.kind, self.entries, self.table = plan, plan.kind, entries, table
         self.packed_entries: NDArray[Any] = np.zeros(0, PACKED) if packed is None else packed[0]
         self.packed_table: torch.Tensor | None = None if packed is None else packed[1]
+        self.pieces = tuple(pieces)
         self._release: Callable[[], None] | None = release
 
     def close(self) -> None:
@@ -246,10 +277,13 @@ class Placed:
         self.close()
 
 
-def place(archives: Sequence[Archive], plan: Plan, device: Device | None, *, progress: Progress = lambda _: None) -> Placed:
+def place(
+    archives: Sequence[Archive], plan: Plan, device: Device | None, *, peers: Peers | None = None, progress: Progress = lambda _: None
+) -> Placed:
     """Bring `archives` to where `plan` says, checking every row; returns when they are there.
 
-    progress: called with bytes after each piece. Pinned rows are shared by the processes of a node: the first fills them.
+    peers: those that `plan` was chosen with. progress: called with bytes after each piece. Pinned rows are shared by the processes of
+    a node: the first fills them. Divided rows are filled by all of them, and all raise what one of them raises.
     Raises ArchiveError at the first faulty row, DeviceError where memory runs out; then nothing is left in memory.
     """
     if plan.kind == "host" or plan.window_bytes or device is None:
@@ -257,15 +291,19 @@ def place(archives: Sequence[Archive], plan: Plan, device: Device | None, *, pro
     layout = Layout(archives)
     with ExitStack() as stack:
         try:
-            base, is_sorted = (_place_on_device if plan.kind == "device" else _place_pinned)(layout, device, stack, progress)
-            entries = _entries(layout, base, is_sorted)
+            pieces: list[tuple[int, Part]] = []
+            if plan.kind == "node" and peers is not None:
+                spots, pieces = place_divided(layout, plan.shares, device, peers, stack=stack, progress=progress)
+            else:
+                way = _place_on_device if plan.kind == "device" else _place_pinned
+                spots = spots_of(layout, *way(layout, device, stack, progress))
+            entries, found = _entries(spots), _packed_entries(spots)
             table = upload(entries, device)
-            found = _packed_entries(layout, base)
             packed = (found, upload(found, device)) if layout.has_packed else None
         except DeviceError as error:
             raise DeviceError(f"{size_words(layout.size_bytes)} of rows could not be placed ({plan.kind}): {error}") from error
         release = stack.pop_all().close
-    return Placed(plan, entries, table, packed=packed, release=release)
+    return Placed(plan, entries, table, packed=packed, pieces=pieces, release=release)
 
 
 def _place_on_device(layout: Layout, device: Device, stack: ExitStack, progress: Progress) -> tuple[int, list[bool]]:
@@ -303,25 +341,27 @@ def _wait(device: Device) -> None:
     device.record().wait()  # waits
 
 
-def _entries(layout: Layout, base: int, is_sorted: list[bool]) -> NDArray[Any]:
-    """Make the table of shards of a slab that kernels see at `base`: of raw parts, the others are empty."""
-    if base % ALIGNMENT:
-        raise DeviceError(f"memory begins at {base:#x}, expected a multiple of {ALIGNMENT}")
-    entries = np.zeros(len(layout.parts), SHARD)
+def _entries(spots: Sequence[Spot]) -> NDArray[Any]:
+    """Make the table of shards: of raw parts, the others are empty."""
+    entries = np.zeros(len(spots), SHARD)
     entries["is_sorted"] = True
-    for entry, part, number in zip(entries, layout.parts, layout.numbers, strict=True):
-        archive, plot = part.archive, layout.plots[number]
+    for entry, (part, plot, base, is_sorted) in zip(entries, spots, strict=True):
+        archive = part.archive
         if isinstance(archive, RawArchive) and isinstance(plot, RawPlot):
-            entry["indices"], entry["data"], entry["nnz"] = base + plot.indices, base + plot.data, archive.nnz
-            entry["index_bytes"], entry["kind"], entry["is_sorted"] = archive.indices.itemsize, kind_of(archive.dtype), is_sorted[number]
+            entry["indices"], entry["data"], entry["nnz"] = _address(base, plot.indices), _address(base, plot.data), part.limit
+            entry["index_bytes"], entry["kind"], entry["is_sorted"] = archive.indices.itemsize, kind_of(archive.dtype), is_sorted
     return entries
 
 
-def _packed_entries(layout: Layout, base: int) -> NDArray[Any]:
-    """Make the table of packed shards of a slab that kernels see at `base`; other parts are empty."""
-    entries = np.zeros(len(layout.parts), PACKED)
-    for entry, part, number in zip(entries, layout.parts, layout.numbers, strict=True):
-        plot = layout.plots[number]
+def _packed_entries(spots: Sequence[Spot]) -> NDArray[Any]:
+    """Make the table of packed shards; other parts are empty."""
+    entries = np.zeros(len(spots), PACKED)
+    for entry, (part, plot, base, _) in zip(entries, spots, strict=True):
         if part.shard is not None and isinstance(plot, PackedPlot):
-            entry["payload"], entry["words"], entry["source"] = base + plot.payload, part.shard.n_words, part.shard.source
+            entry["payload"], entry["words"], entry["source"] = _address(base, plot.payload), part.limit, part.shard.source
     return entries
+
+
+def _address(base: int, offset: int) -> int:
+    """Add as kernels do: element 0 of a file may lie far before the memory that holds others of it."""
+    return (base + offset) % (1 << 64)

@@ -25,6 +25,7 @@ from scdl_gpu.archive.raw import RawArchive
 from scdl_gpu.archive.row_checks import packed_check, raw_check
 from scdl_gpu.device import Device, Event, padded
 from scdl_gpu.kernels.packed import SLACK_BYTES
+from scdl_gpu.kernels.shards import ALIGNMENT
 from scdl_gpu.reader import PAGE_BYTES
 
 Progress = Callable[[int], None]
@@ -79,13 +80,13 @@ class Plot(Protocol):
 
 
 class RawPlot:
-    """Columns and values of a raw archive, each from a multiple of ALIGNMENT on, `indices` and `data`."""
+    """Columns and values of rows of a raw archive. indices, data: where its element 0 would lie, multiples of ALIGNMENT."""
 
-    def __init__(self, archive: RawArchive, start: int) -> None:
-        self._archive = archive
-        self.indices = start
-        self.data = start + padded(archive.indices.nbytes)
-        self.size_bytes = self.data + padded(archive.data.nbytes) - start
+    def __init__(self, part: Part, start: int) -> None:
+        self._part, self._archive = part, cast(RawArchive, part.archive)
+        (self.indices, end), width = _stretch(part, start, self._archive.indices.itemsize), self._archive.data.itemsize
+        self.data, end = _stretch(part, end, width)
+        self.size_bytes = end - start
 
     def open(self) -> Iterator[reader.AnyFile]:
         """Open columns, then values."""
@@ -101,13 +102,14 @@ class RawPlot:
 
     def whole(self, files: Sequence[reader.AnyFile]) -> Read:
         """Give the values: any bits are one."""
-        return Read(files[1], 0, self._archive.data.nbytes, self.data)
+        start, stop = (at * self._archive.data.itemsize for at in (self._part.start, self._part.limit))
+        return Read(files[1], start, stop, self.data + start)
 
     def pieces(self, files: Sequence[reader.AnyFile], *, is_whole: bool) -> Iterator[Piece]:
         """Cut rows into pieces. Raises what `raw_check` does."""
-        archive = self._archive
+        archive, begin = self._archive, self._part.skipped
         width, depth = archive.indices.itemsize, archive.data.itemsize
-        for first, pointers, n_vars in pieces(archive, archive.var, PIECE_ELEMENTS):
+        for first, pointers, n_vars in pieces(archive, archive.var, PIECE_ELEMENTS, first=begin, stop=begin + self._part.n_rows):
             check = raw_check(archive, first, pointers, n_vars)
             start, stop = int(pointers[0]), int(pointers[-1])
             reads = [Read(files[0], start * width, stop * width, self.indices + start * width)]
@@ -117,12 +119,12 @@ class RawPlot:
 
 
 class PackedPlot:
-    """The payload of a packed shard, from `payload` on, a multiple of ALIGNMENT; it stays packed."""
+    """The payload of rows of a packed shard, which stays packed. payload: where its word 0 would lie, a multiple of ALIGNMENT."""
 
-    def __init__(self, shard: PackedShard, start: int) -> None:
-        self._shard = shard
-        self.payload = start
-        self.size_bytes = padded(4 * shard.n_words)
+    def __init__(self, part: Part, start: int) -> None:
+        self._part, self._shard = part, cast(PackedShard, part.shard)
+        self.payload, end = _stretch(part, start, 4)
+        self.size_bytes = end - start
 
     def open(self) -> Iterator[reader.AnyFile]:
         """Open the file of the shard."""
@@ -140,33 +142,33 @@ class PackedPlot:
         shard = self._shard
         shard.check_tables()
         offsets = shard.entries["offset"].astype(np.int64)
-        first = 0
-        while first < shard.n_rows:
-            last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + PIECE_ELEMENTS, side="right")) - 1)
+        first, end = self._part.skipped, self._part.skipped + self._part.n_rows
+        while first < end:
+            last = min(end, max(first + 1, int(np.searchsorted(offsets, offsets[first] + PIECE_ELEMENTS, side="right")) - 1))
             start, stop = 4 * int(offsets[first]), 4 * int(offsets[last])
             read = Read(files[0], shard.payload_start + start, shard.payload_start + stop, self.payload + start)
             yield Piece((read,), packed_check(shard, first, last))
             first = last
 
 
-def _plot_of(part: Part, start: int) -> RawPlot | PackedPlot:
-    return RawPlot(cast(RawArchive, part.archive), start) if part.shard is None else PackedPlot(part.shard, start)
+from scdl_gpu.kernels.packed import SLACK_BYTES
+from scdl_gpu.kernels.shards import ALIGNMENT
 
 
 class Layout:
-    """How the parts of archives lie in one slab, each once. numbers: for each part the plot that it has."""
+    """How archives, or some rows of them, lie in one slab, parts each once. numbers: for each part the plot that it has."""
 
-    def __init__(self, archives: Sequence[Archive]) -> None:
+    def __init__(self, archives: Sequence[Archive | Part]) -> None:
         known: dict[Any, int] = {}
-        self.parts = [part for archive in archives for part in parts_of(archive)]
+        self.parts = [part for one in archives for part in ([one] if isinstance(one, Part) else parts_of(one))]
         self.plots: list[RawPlot | PackedPlot] = []
         self.numbers = []
         end = 0
         for part in self.parts:
-            key = part.key
+            key = part.key, part.skipped, part.n_rows
             if key not in known:
                 known[key] = len(self.plots)
-                self.plots.append(_plot_of(part, end))
+                self.plots.append((RawPlot if part.shard is None else PackedPlot)(part, end))
                 end += self.plots[-1].size_bytes
             self.numbers.append(known[key])
         self.has_packed = any(part.shard is not None for part in self.parts)

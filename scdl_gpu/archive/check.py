@@ -105,13 +105,16 @@ def check_rows(archive: RawArchive, var: VariableFeatureIndex, progress: Progres
     return canonical
 
 
-def pieces(archive: RawArchive, var: VariableFeatureIndex, elements: int = PIECE) -> Iterator[tuple[int, NDArray[np.int64], int | None]]:
+def pieces(
+    archive: RawArchive, var: VariableFeatureIndex, elements: int = PIECE, *, first: int = 0, stop: int | None = None
+) -> Iterator[tuple[int, NDArray[np.int64], int | None]]:
     """Cut the rows into pieces of at most `elements`, or of one row: (first row, pointers (rows + 1,), number of genes or None).
 
+    first, stop: rows first..stop-1 alone.
     Pointers are checked: they never fall, and stay inside the data. Raises ArchiveError naming file, row and value.
     """
-    for first, last, n_vars in _blocks(archive, var):
-        for start, pointers in _pieces(archive, first, last, elements):
+    for begin, last, n_vars in _blocks(archive, var):
+        for start, pointers in _pieces(archive, max(first, begin), last if stop is None else min(last, stop), elements):
             yield start, pointers, n_vars
 
 

@@ -4,7 +4,8 @@ Knows row pointers and row tables, not which extents are in memory together. Whe
 twenty looks each, so that the table of 100 M rows is not read for it. The price is that extents differ in rows.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +62,43 @@ def cut(parts: Parts, size_bytes: int) -> Cuts:
     return Cuts(place, *(np.concatenate((np.zeros(0, np.int64), *column))[chosen] for column in columns))
 
 
+def divided(parts: Sequence[Part], shares: Sequence[int]) -> list[list[tuple[int, Part]]]:
+    """Deal out `parts`, laid end to end, to holders: each gets `shares` bytes of columns and values, to a row; returns pieces of each part.
+
+    A piece is (holder, rows); parts of the same files are dealt out once. Raises ArchiveError for damaged row pointers where it cuts.
+    """
+    known: dict[Any, list[tuple[int, Part]]] = {}
+    ends = np.cumsum(shares, dtype=np.int64)
+    for part in parts:
+        if part.key not in known:
+            known[part.key] = _deal(part, ends)
+            ends = ends - part.limit * _width(part)
+    return [[(holder, part.piece(one.skipped, one.skipped + one.n_rows)) for holder, one in known[part.key]] for part in parts]
+
+
+def _deal(part: Part, ends: Ints) -> list[tuple[int, Part]]:
+    """Cut one part where its bytes reach `ends`, (holders,); what is behind the last of them goes to the last holder."""
+    goals = ends[:-1] // _width(part)
+    inside = (goals > 0) & (goals < part.limit)
+    bounds = np.where(goals > 0, part.n_rows, 0)
+    if inside.any():
+        if part.shard is not None:
+            part.shard.check_tables()
+        bounds[inside] = _last_at_most(starts(part), part.n_rows, goals[inside])
+        falls = np.flatnonzero(np.diff(np.concatenate(([0], starts(part)(bounds), [part.limit]))) < 0)
+        if falls.size:
+            row = int(bounds[min(int(falls[0]), bounds.size - 1)])
+            raise ArchiveError(f"{part.name(row)} begins where no row may; the file is damaged: copy it again, or convert the source anew")
+    bounds = np.maximum.accumulate(np.concatenate(([0], bounds, [part.n_rows])))
+    dealt = [(holder, part.piece(*rows)) for holder, rows in enumerate(itertools.pairwise(bounds.tolist())) if rows[0] < rows[1]]
+    return dealt or [(0, part)]
+
+
+def _width(part: Part) -> int:
+    """Bytes of an element, column and value, or of a word."""
+    return sum(width for _, _, width in _columns(part))
+
+
 def strands(part: Part, start: int, stop: int) -> Iterator[Strand]:
     """Give the bytes of elements start..stop-1 of a raw part, columns and then values, or of words of a packed one."""
     for path, begin, width in _columns(part):
@@ -85,7 +123,7 @@ def _columns(part: Part) -> tuple[tuple[Path, int, int], ...]:
 def _cut_part(part: Part, size_bytes: int) -> tuple[Ints, Ints]:
     """Return the rows between which a part is cut, 0 and its rows included, and the bytes of each extent."""
     start, files = starts(part), _columns(part)
-    width = sum(item for _, _, item in files)
+    width = _width(part)
     ends = start(np.array([0, part.n_rows]))
     goals = np.arange(ends[0], ends[1], max(1, size_bytes // width), dtype=np.int64)[1:]
     bounds = np.unique(np.concatenate((_last_at_most(start, part.n_rows, goals), np.arange(0, part.n_rows, MOST_ROWS), [0, part.n_rows])))

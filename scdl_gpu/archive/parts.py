@@ -76,6 +76,19 @@ class Part(NamedTuple):
         """What is equal for parts of the same files in the same state."""
         return self.archive.stamp or (id(self.archive),) if self.shard is None else (self.shard.path, self.shard.digest)
 
+    @property
+    def start(self) -> int:
+        """Where its rows begin, as its table counts: in elements, or in words."""
+        if not self.skipped:
+            return 0
+        return int(self.table[0] if self.shard is None else self.table["offset"][0])
+
+    def piece(self, first: int, stop: int) -> "Part":
+        """Give rows first..stop-1 as a part. Its table is a view: it counts from where this one does, up to the end of these rows."""
+        ends = self.table if self.shard is None else self.table["offset"]
+        limit = self.limit if stop == self.n_rows else int(ends[stop])
+        return self._replace(n_rows=stop - first, table=self.table[first : stop + 1], limit=limit, skipped=self.skipped + first)
+
     def name(self, row: int) -> str:
         """Name a row, as this part counts them, for an error."""
         if self.shard is None:
@@ -140,6 +153,12 @@ class Parts:
         parts = [part for some in cut for part in some]
         orders = GeneOrders([part.shard for part in parts], n_vars, is_stored=is_stored)
         return cls(parts, orders, n_vars, part_of=None if listed is None else _places([len(some) for some in cut], listed))
+
+    def in_pieces(self, pieces: Sequence[tuple[int, Part]]) -> "Parts":
+        """Give the same list with the parts in pieces: of each the number of its part, and the rows, which follow each other."""
+        numbers = np.array([number for number, _ in pieces], np.int64)
+        part_of = _places(np.bincount(numbers, minlength=len(self.parts)).tolist(), self.part_of)
+        return Parts([piece for _, piece in pieces], self.orders.of(numbers), self.n_vars, part_of=part_of)
 
     @property
     def n_rows(self) -> int:

@@ -6,6 +6,8 @@ them, memory runs out, what is not initialised is rubbish, and every allocation 
 
 import contextlib
 import ctypes
+import mmap
+import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -24,7 +26,8 @@ from scdl_gpu.kernels.shards import ALIGNMENT
 class EmulatedDevice:
     """A Device for tests. total_bytes: size of its memory; launcher: starts kernels, by default an Emulator.
 
-    waits, launches: how many there were. allocated_bytes, pinned: what is held now. fail_pin: let the next `pin` fail.
+    waits, launches: how many there were. allocated_bytes, pinned, opened: what is held now. fail_pin: let the next `pin` fail;
+    fail_open: every `open_shared`. bus: what `bus_id` gives; unreachable: those of devices that this one cannot read.
     """
 
     def __init__(self, total_bytes: int = 8 << 30, *, launcher: Any = None) -> None:
@@ -32,7 +35,10 @@ class EmulatedDevice:
         self.total_bytes, self.allocated_bytes = total_bytes, 0
         self.waits = self.launches = 0
         self.pinned: dict[int, int] = {}
-        self.fail_pin = False
+        self.fail_pin = self.fail_open = False
+        self.bus, self.unreachable = f"emulated {os.getpid()}", frozenset[str]()
+        self.opened: dict[int, mmap.mmap] = {}
+        self._shareable: dict[int, int] = {}
         self._launcher = launcher or Emulator()
         self._enqueued: list[Callable[[], Any]] = []
         self._n_done = 0
@@ -96,6 +102,52 @@ class EmulatedDevice:
     def unpin(self, memory: torch.Tensor) -> None:
         """Note that it is not any more; KeyError where it was not."""
         del self.pinned[memory.data_ptr()]
+
+    def bus_id(self) -> str:
+        """Give the name, by default one of this process."""
+        return self.bus
+
+    def reaches(self, bus_id: str) -> bool:
+        """Tell whether the other is not among those that cannot be reached."""
+        return bus_id not in self.unreachable
+
+    def shareable(self, size_bytes: int) -> torch.Tensor:
+        """Make memory in a memfd, full of rubbish; raises DeviceError beyond `total_bytes`."""
+        size_bytes = max(mmap.PAGESIZE, -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE)
+        if size_bytes > self.memory()[0]:
+            raise DeviceError(f"emulated has {self.memory()[0]} bytes free, {size_bytes} were asked for")
+        fd = os.memfd_create("emulated", os.MFD_CLOEXEC)
+        os.ftruncate(fd, size_bytes)
+        array = np.frombuffer(mmap.mmap(fd, size_bytes), np.uint8)
+        array[:] = 0xA5
+        self.allocated_bytes += size_bytes
+        self._shareable[array.ctypes.data] = fd
+        weakref.finalize(array, self._unshare, array.ctypes.data, size_bytes)
+        return torch.from_numpy(array)
+
+    def _unshare(self, address: int, size_bytes: int) -> None:
+        os.pwrite(self._shareable[address], bytes(size_bytes), 0)  # who still reads it gets nothing of it
+        os.close(self._shareable.pop(address))
+        self._give(size_bytes)
+
+    def share(self, memory: torch.Tensor) -> bytes:
+        """Say where the memfd is found."""
+        return f"/proc/{os.getpid()}/fd/{self._shareable[memory.data_ptr()]}".encode()
+
+    def open_shared(self, handle: bytes) -> int:
+        """Map the memfd of another process; raises DeviceError where `fail_open` is set."""
+        if self.fail_open:
+            raise DeviceError("emulated cannot open memory of others")
+        fd = os.open(handle, os.O_RDWR)
+        mapped = mmap.mmap(fd, 0)
+        os.close(fd)
+        address = np.frombuffer(mapped, np.uint8).ctypes.data
+        self.opened[address] = mapped
+        return address
+
+    def close_shared(self, address: int) -> None:
+        """Unmap it; KeyError where it was not."""
+        self.opened.pop(address).close()
 
     def launch(self, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[int | float], shared_bytes: int = 0) -> None:
         """Run a kernel on the emulator, after what was enqueued before it."""

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 FLOORS = {
-    7: "__init__ cli compat bench lightning",
-    6: "loader collection",
-    5: "dataset cuda_assembly",
-    4: "rows placement obs assembly pack windows",
-    3: "convert slab collate neighbors shards buffers tables row_source faults runs window window_order",
+    8: "__init__ cli compat bench lightning",
+    7: "loader collection",
+    6: "cuda_assembly",
+    5: "dataset placement",
+    4: "rows division obs assembly pack windows",
+    3: "convert slab collate neighbors shards buffers tables row_source faults runs window window_order peers",
     2: "archive backend device order sampler",
     1: "kernels reader arena",
     0: "errors batch version row_dataset callers arguments transport",
