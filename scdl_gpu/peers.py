@@ -121,6 +121,7 @@ class Lent:
 
     def __init__(self, peers: Peers, device: Device, memory: torch.Tensor) -> None:
         self._memory = memory
+        del memory  # an error would keep it as long as its traceback
         self.addresses: list[int] = []
         with ExitStack() as stack:
             told = peers.gather("lend its memory", partial(self._tell, device, stack))

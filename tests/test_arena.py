@@ -115,6 +115,25 @@ def test_a_lock_excludes(name: str) -> None:
     second.close()
 
 
+def test_a_holder_holds_until_it_dies(name: str, processes: ExitStack) -> None:
+    """An arena is held while anybody else holds it, and no longer than its holders live."""
+    own, another = Arena(SIZE, name), Arena(SIZE, name)
+    with another.held():
+        before = own.is_held
+    after = own.is_held
+    child = start(processes, name, "hold = held.held(); hold.__enter__()")
+    said(child)
+
+    during = own.is_held
+    child.kill()
+    child.wait()
+
+    assert (before, after) == (True, False)
+    assert (during, own.is_held) == (True, False)
+    own.close()
+    another.close()
+
+
 def test_a_killed_process_leaves_nothing(name: str, processes: ExitStack) -> None:
     """When the last process is killed the arena is gone, and there was never a file of it."""
     before = set(os.listdir("/dev/shm"))  # noqa: PTH208

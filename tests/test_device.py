@@ -31,13 +31,19 @@ class FakeRuntimeError(RuntimeError):
 
 
 class FakeRuntime:
-    """The calls of cupy.cuda.runtime that register memory; `room` bytes can be registered, the device sees them `shift` higher."""
+    """The calls of cupy.cuda.runtime that register and share memory; `room` bytes can be had, the device sees them `shift` higher.
+
+    peers: which device reaches which; shared: handles that were opened, by address.
+    """
 
     CUDARuntimeError = FakeRuntimeError
 
     def __init__(self) -> None:
         self.registered: dict[int, tuple[int, int]] = {}
         self.room, self.shift, self.gap = 1 << 40, 0, 0
+        self.allocated: dict[int, int] = {}
+        self.shared: dict[int, tuple[bytes, int]] = {}
+        self.peers = {(0, 1)}
 
     def hostRegister(self, ptr: int, size: int, flags: int) -> None:  # noqa: N802
         """Register, or fail as CUDA does."""
@@ -54,6 +60,49 @@ class FakeRuntime:
         """Say where the device sees what was registered."""
         later = sum(other < ptr for other in self.registered)
         return SimpleNamespace(devicePointer=ptr + self.shift + later * self.gap)
+
+    def malloc(self, size: int) -> int:
+        """Allocate, or fail as CUDA does."""
+        if sum(self.allocated.values()) + size > self.room:
+            raise FakeRuntimeError("cudaErrorMemoryAllocation: out of memory")
+        self.allocated[address := (1 << 40) + (len(self.allocated) << 30)] = size
+        return address
+
+    def free(self, ptr: int) -> None:
+        """Free; KeyError for what was not allocated."""
+        del self.allocated[ptr]
+
+    def ipcGetMemHandle(self, ptr: int) -> bytes:  # noqa: N802
+        """Make a handle of the begin of an allocation."""
+        if ptr not in self.allocated:
+            raise FakeRuntimeError("cudaErrorInvalidValue")
+        return f"handle of {ptr}".encode()
+
+    def ipcOpenMemHandle(self, handle: bytes, flags: int) -> int:  # noqa: N802
+        """Open a handle, or fail as CUDA does."""
+        if not handle.startswith(b"handle of "):
+            raise FakeRuntimeError("cudaErrorMapBufferObjectFailed")
+        self.shared[address := (2 << 40) + (len(self.shared) << 30)] = (handle, flags)
+        return address
+
+    def ipcCloseMemHandle(self, ptr: int) -> None:  # noqa: N802
+        """Close it, or fail as CUDA does."""
+        if self.shared.pop(ptr, None) is None:
+            raise FakeRuntimeError("cudaErrorInvalidValue")
+
+    def deviceGetPCIBusId(self, index: int) -> str:  # noqa: N802
+        """Name a device."""
+        return f"0000:0{index}:00.0"
+
+    def deviceGetByPCIBusId(self, bus_id: str) -> int:  # noqa: N802
+        """Find a device by its name, among the two that this process sees."""
+        if bus_id not in ("0000:00:00.0", "0000:01:00.0"):
+            raise FakeRuntimeError("cudaErrorInvalidDevice")
+        return int(bus_id[6])
+
+    def deviceCanAccessPeer(self, index: int, other: int) -> int:  # noqa: N802
+        """Tell whether one device reaches another."""
+        return int((index, other) in self.peers)
 
 
 @pytest.fixture
@@ -236,6 +285,55 @@ def test_a_failing_release_is_logged(runtime: FakeRuntime, caplog: pytest.LogCap
     arena.close()
 
 
+def test_memory_is_shared_by_handles(runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shareable memory is an allocation of its own, in whole blocks of 2 MiB, which lives as long as what torch makes of it."""
+    made: list[Any] = []
+    monkeypatch.setattr(torch, "as_tensor", lambda memory, device: made.append((memory, device)) or made[-1])  # type: ignore[func-returns-value]
+    gpu = CudaDevice(0)
+
+    gpu.shareable((2 << 20) + 1)
+    (memory, where), sizes = made.pop(), list(runtime.allocated.values())
+    address = memory.__cuda_array_interface__["data"][0]
+    handle = gpu.share(SimpleNamespace(data_ptr=lambda: address))  # type: ignore[arg-type]
+    opened = gpu.open_shared(handle)
+    shared = dict(runtime.shared)
+    gpu.close_shared(opened)
+    interface = memory.__cuda_array_interface__
+    del memory
+
+    assert (sizes, where) == ([4 << 20], torch.device("cuda:0"))
+    assert interface == {"shape": (4 << 20,), "typestr": "|u1", "data": (1 << 40, False), "version": 3}
+    assert shared == {opened: (f"handle of {1 << 40}".encode(), 1)}
+    assert (runtime.shared, runtime.allocated) == ({}, {})
+
+
+def test_what_cannot_be_shared_is_named(runtime: FakeRuntime, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full memory and what CUDA IPC refuses are errors with the way out; what cannot be closed is a warning."""
+    monkeypatch.setattr(torch, "as_tensor", lambda memory, device: memory)
+    gpu = CudaDevice(1)
+    runtime.room = 1 << 20
+
+    with pytest.raises(DeviceError, match=r"cuda:1 .* has 3\.0 GiB of 5\.0 GiB free, 2\.0 MiB were asked for: .*out of memory"):
+        gpu.shareable(5)
+    with pytest.raises(DeviceError, match=r"memory could not be shared by cuda:1 .*nvidia-smi topo.*placement=\"pinned\""):
+        gpu.share(torch.zeros(4, dtype=torch.uint8))
+    with pytest.raises(DeviceError, match=r"memory could not be opened by cuda:1 .*MapBufferObjectFailed"):
+        gpu.open_shared(b"rubbish")
+    with caplog.at_level(logging.WARNING, "scdl_gpu"):
+        gpu.close_shared(5)
+
+    assert "memory of another process at 0x5 could not be closed" in caplog.text
+
+
+def test_gpus_that_reach_each_other(runtime: FakeRuntime) -> None:
+    """A GPU reaches itself, and others that the driver says it does; one that this process does not see it may reach."""
+    first, second = CudaDevice(0), CudaDevice(1)
+    names = [first.bus_id(), second.bus_id(), "0000:07:00.0"]
+
+    assert [first.reaches(name) for name in names] == [True, True, True]
+    assert [second.reaches(name) for name in names] == [False, True, True]
+
+
 def test_launches_go_to_the_gpu(runtime: FakeRuntime) -> None:
     """A launch is the launcher's, with this GPU as the current one."""
     FakeLauncher.launched.clear()
@@ -265,6 +363,8 @@ def test_cupy_has_the_calls_that_are_used() -> None:
     runtime = pytest.importorskip("cupy").cuda.runtime
 
     named = [runtime.hostRegister, runtime.hostUnregister, runtime.pointerGetAttributes, runtime.CUDARuntimeError]
+    named += [runtime.malloc, runtime.free, runtime.ipcGetMemHandle, runtime.ipcOpenMemHandle, runtime.ipcCloseMemHandle]
+    named += [runtime.deviceGetPCIBusId, runtime.deviceGetByPCIBusId, runtime.deviceCanAccessPeer]
 
     assert all(callable(one) for one in named)
     assert issubclass(runtime.CUDARuntimeError, RuntimeError)

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +65,12 @@ def read(folder: Path, rank: int) -> tuple[dict[str, Any], dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[dict[str, Any], dict[str, np.ndarray]]]]:
+def seen(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
     """Give what three ranks saw; the second of them is killed in the end."""
     folder = tmp_path_factory.mktemp("divided")
     ended = run(folder, WORLD, "emulated")
     assert [one.returncode for one in ended] == [0, -9, 0], "\n".join(one.stderr for one in ended)
-    yield [read(folder, rank) for rank in range(WORLD)]
+    return [read(folder, rank) for rank in range(WORLD)]
 
 
 Seen = list[tuple[dict[str, Any], dict[str, np.ndarray]]]

@@ -352,7 +352,7 @@ def test_auto_tries_device_pinned_host(
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"placement": "gpu"}, ValueError, "placement 'gpu' is unknown, expected one of auto, device, pinned, host"),
+        ({"placement": "gpu"}, ValueError, "placement 'gpu' is unknown, expected one of auto, device, node, pinned, host"),
         ({"windows": True, "memory_budget": 1000}, DeviceError, "has no room for two windows of 64.0 KiB"),
         ({"memory_budget": 1.5}, ValueError, "memory_budget is 1.5, expected bytes as an int, or a fraction"),
         ({"memory_budget": -1}, ValueError, "memory_budget is -1"),
