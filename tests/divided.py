@@ -85,7 +85,8 @@ class Rank:
     def refused(self) -> None:
         """Note what ranks say where rows do not fit, are others, or cannot be reached, and where one of them fails."""
         narrow, short, far, closed = (self.make_device() for _ in range(4))
-        far.unreachable = frozenset([peers.meet().gather("tell", far.bus_id)[0]]) if self.rank == 1 else frozenset()
+        buses = peers.meet().gather("tell", far.bus_id)
+        far.unreachable = frozenset(buses[:1]) if self.rank == 1 else frozenset()
         short.total_bytes, closed.fail_open = (1 << 30) if self.rank != 2 else 100, self.rank == 0
         self.failing("narrow", narrow, memory_budget=2_000)
         self.failing("short", short, memory_budget=BUDGET)
