@@ -76,7 +76,6 @@ def choose(
     """Choose the placement of `archives` for `device`, None being the CPU.
 
     peers: the processes of this node, which all call this at the same point; None where rows are not to be divided among them.
-
     memory_budget, host_budget: bytes as an int, or a fraction of what is free as a float; None: what is free on the device
     less 4 GiB, or less `output_bytes` (what batches need) if that is more, and half of what the host has available.
     windows: True demands windows, False rows that are all resident; None takes windows where nothing else fits. Two share the budget
@@ -85,17 +84,10 @@ def choose(
     table_bytes: what lies on the device beside resident rows, tables of shards and gene orders; they have to fit together.
     Raises ValueError for arguments, DeviceError with the sizes where the rows do not fit.
     """
-    if placement not in PLACEMENTS:
-        raise ValueError(f"placement {placement!r} is unknown, expected one of {', '.join(PLACEMENTS)}")
     windows = None if windows is None else truth("windows", windows)
-    if placement == "node" and windows:
-        raise ValueError('placement="node" holds all rows in memory, windows=True streams them; choose one')
-    if windows and not may_stream:
-        raise ValueError("windows=True decides which rows come when, and excludes sampler and batch_sampler")
+    _check_asked(placement, device, windows=windows, may_stream=may_stream)
     if device is None or placement == "host":
         windows = _must_stream(archives, windows, may_stream=may_stream)
-    if device is None and placement in ("device", "pinned"):
-        raise ValueError(f'placement={placement!r} needs a GPU; on the CPU rows lie in the page cache: placement="host" or "auto"')
     layout = Layout(archives)
     size_bytes = layout.size_bytes
     node = None
@@ -112,9 +104,8 @@ def choose(
         return _stream(size_bytes, kind, room if kind == "device" else host, "as asked for")
     resident = room.less(table_bytes)
     if placement == "auto" and node is not None and node.is_needed:
-        plan = _node_plan(node, size_bytes)
-        logger.warning("rows are divided over the memory of %d devices: %s", len(plan.shares), plan.why)
-        return plan
+        logger.warning("rows are divided over the memory of %d devices: %s", len(node.shares), node.why)
+        return _node_plan(node, size_bytes)
     if placement == "device" or (placement == "auto" and resident.holds(size_bytes)):
         return Plan("device", size_bytes, resident.fit(size_bytes, 'placement="pinned", windows=True, or raise memory_budget'))
     if placement == "pinned":
@@ -133,6 +124,18 @@ def choose(
     logger.warning("batches are assembled on the CPU: %s", resident.miss(size_bytes))
     plan = _choose_host(size_bytes, host, windows, may_stream=may_stream)
     return replace(plan, why=f"{resident.miss(size_bytes)}; {plan.why}")
+
+
+def _check_asked(placement: str, device: Device | None, *, windows: bool | None, may_stream: bool) -> None:
+    """Raise ValueError for what nobody can have."""
+    if placement not in PLACEMENTS:
+        raise ValueError(f"placement {placement!r} is unknown, expected one of {', '.join(PLACEMENTS)}")
+    if placement == "node" and windows:
+        raise ValueError('placement="node" holds all rows in memory, windows=True streams them; choose one')
+    if windows and not may_stream:
+        raise ValueError("windows=True decides which rows come when, and excludes sampler and batch_sampler")
+    if device is None and placement in ("device", "pinned"):
+        raise ValueError(f'placement={placement!r} needs a GPU; on the CPU rows lie in the page cache: placement="host" or "auto"')
 
 
 def _must_stream(archives: Sequence[Archive], windows: bool | None, *, may_stream: bool) -> bool | None:

@@ -23,9 +23,8 @@ from scdl_gpu.archive.parts import Archive, Part, parts_of
 from scdl_gpu.archive.payload import open_file, open_shard
 from scdl_gpu.archive.raw import RawArchive
 from scdl_gpu.archive.row_checks import packed_check, raw_check
-from scdl_gpu.device import Device, Event, padded
+from scdl_gpu.device import Device, Event
 from scdl_gpu.kernels.packed import SLACK_BYTES
-from scdl_gpu.kernels.shards import ALIGNMENT
 from scdl_gpu.reader import PAGE_BYTES
 
 Progress = Callable[[int], None]
@@ -84,8 +83,8 @@ class RawPlot:
 
     def __init__(self, part: Part, start: int) -> None:
         self._part, self._archive = part, cast(RawArchive, part.archive)
-        (self.indices, end), width = _stretch(part, start, self._archive.indices.itemsize), self._archive.data.itemsize
-        self.data, end = _stretch(part, end, width)
+        self.indices, end = part.stretch(start, self._archive.indices.itemsize)
+        self.data, end = part.stretch(end, self._archive.data.itemsize)
         self.size_bytes = end - start
 
     def open(self) -> Iterator[reader.AnyFile]:
@@ -123,7 +122,7 @@ class PackedPlot:
 
     def __init__(self, part: Part, start: int) -> None:
         self._part, self._shard = part, cast(PackedShard, part.shard)
-        self.payload, end = _stretch(part, start, 4)
+        self.payload, end = part.stretch(start, 4)
         self.size_bytes = end - start
 
     def open(self) -> Iterator[reader.AnyFile]:
@@ -151,8 +150,6 @@ class PackedPlot:
             first = last
 
 
-from scdl_gpu.kernels.packed import SLACK_BYTES
-from scdl_gpu.kernels.shards import ALIGNMENT
 
 
 class Layout:

@@ -112,8 +112,8 @@ class Rank:
         shared.bus = "one for all"
         apart.unreachable = frozenset([apart.bus_id()]) if self.rank == 2 else frozenset()
         cases = {
-            "alone": (alone, {"memory_budget": size_bytes}),
-            "divided": (many, {"memory_budget": size_bytes - 1 if self.rank == 1 else size_bytes}),
+            "alone": (alone, {"memory_budget": 2 * size_bytes}),
+            "divided": (many, {"memory_budget": size_bytes - 1 if self.rank == 1 else 2 * size_bytes}),
             "shared": (shared, {"memory_budget": size_bytes - 1}),
             "apart": (apart, {"memory_budget": size_bytes - 1}),
         }

@@ -19,7 +19,7 @@ from scdl_gpu.archive.packed_shard import PackedShard
 from scdl_gpu.archive.raw import RawArchive
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.kernels.packed import PACKED, ROW, shard_entry
-from scdl_gpu.kernels.shards import SHARD, entry
+from scdl_gpu.kernels.shards import ALIGNMENT, SHARD, entry
 
 Ints = NDArray[np.int64]
 Archive = RawArchive | PackedArchive
@@ -88,6 +88,12 @@ class Part(NamedTuple):
         ends = self.table if self.shard is None else self.table["offset"]
         limit = self.limit if stop == self.n_rows else int(ends[stop])
         return self._replace(n_rows=stop - first, table=self.table[first : stop + 1], limit=limit, skipped=self.skipped + first)
+
+    def stretch(self, start: int, width: int) -> tuple[int, int]:
+        """Lay its elements, of `width` bytes, from `start` on in memory; returns where element 0 would lie, and the end, both aligned."""
+        lead = self.start * width % ALIGNMENT
+        end = start + lead + (self.limit - self.start) * width
+        return start + lead - self.start * width, -(-end // ALIGNMENT) * ALIGNMENT
 
     def name(self, row: int) -> str:
         """Name a row, as this part counts them, for an error."""
