@@ -100,6 +100,7 @@ def place_divided(
     dealt = _pieces(layout.parts, shares)
     layouts = _layouts(dealt, len(shares))
     memory: list[torch.Tensor] = []
+    stack.callback(memory.clear)  # an error of another process would keep it as long as its traceback
 
     def fill_own() -> list[bool]:
         own = layouts[peers.own]

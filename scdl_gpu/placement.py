@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Integral
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -90,9 +91,8 @@ def choose(
         windows = _must_stream(archives, windows, may_stream=may_stream)
     layout = Layout(archives)
     size_bytes = layout.size_bytes
-    node = None
-    if peers is not None and not windows:
-        node = divide(peers, layout, device, lambda there: _device_room(there, memory_budget, output_bytes).less(table_bytes).limit)
+    limit = partial(_limit_of_rows, memory_budget, output_bytes, table_bytes)
+    node = None if peers is None or windows else divide(peers, layout, device, limit)
     if placement == "node":
         return _node_plan(node, size_bytes)
     host = _host_room(layout, host_budget, is_shared=device is not None and not windows)
@@ -202,6 +202,11 @@ def _node_plan(node: Division | None, size_bytes: int) -> Plan:
         why = "there are no processes to divide rows among" if node is None else node.why
         raise DeviceError(f'{why}; choose placement="pinned", windows=True, or raise memory_budget')
     return Plan("node", size_bytes, node.why, shares=node.shares)
+
+
+def _limit_of_rows(asked: float | None, output_bytes: int, table_bytes: int, device: Device) -> int:
+    """Give the bytes that resident rows may take on a device."""
+    return _device_room(device, asked, output_bytes).less(table_bytes).limit
 
 
 def _host_room(layout: Layout, budget: float | None, *, is_shared: bool) -> _Room:
