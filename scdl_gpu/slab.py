@@ -150,8 +150,6 @@ class PackedPlot:
             first = last
 
 
-
-
 class Layout:
     """How archives, or some rows of them, lie in one slab, parts each once. numbers: for each part the plot that it has."""
 
