@@ -112,6 +112,17 @@ def choose(
         return Plan("pinned", size_bytes, host.fit(size_bytes, 'placement="host", windows=True, or raise host_budget'))
     if placement == "host":
         return _choose_host(size_bytes, host, windows, may_stream=may_stream)
+    return _step_down(archives, (resident, room, host), size_bytes, windows, may_stream=may_stream)
+
+
+def _step_down(
+    archives: Sequence[Archive], rooms: "tuple[_Room, _Room, _Room]", size_bytes: int, windows: bool | None, *, may_stream: bool
+) -> Plan:
+    """Take what comes next where rows do not fit the device: page-locked memory, windows, batches of the CPU; each is logged.
+
+    rooms: of resident rows on the device, of windows there, and of the host.
+    """
+    resident, room, host = rooms
     if host.holds(size_bytes):
         why = f"{resident.miss(size_bytes)}; {host.fit(size_bytes, '')}"
         logger.warning("rows are placed in page-locked memory of the host, and every batch comes over the bus: %s", why)
