@@ -68,7 +68,7 @@ lint: $(STAMP)
 env: $(STAMP)
 
 # kvikio alone, 24 MB without the CUDA libraries it depends on, for the test of its host path; that test is skipped where there is no wheel.
-KVIKIO := kvikio-cu13==26.10.0 libkvikio-cu13==26.10.0 rapids-logger==0.3.0 nvidia-cufile==1.20.0.107
+KVIKIO := kvikio-cu13==26.10.0 libkvikio-cu13==26.10.0 rapids-logger==0.3.0 nvidia-cufile==1.20.0.107 cuda-pathfinder==1.9.1
 
 # torch goes first: its pinned build decides what the rest, bionemo-scdl among it, is resolved against.
 $(STAMP): pyproject.toml constraints.txt
