@@ -99,7 +99,8 @@ class Arena:
 def pages(size_bytes: int) -> torch.Tensor:
     """Give (size_bytes,) uint8 of this process alone, from a page's begin, zero; large pages where the kernel has them."""
     memory = mmap.mmap(-1, max(1, size_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a hint
+    with contextlib.suppress(OSError):  # hints: a forked child has no use for it, and would have pages copied that are written here
+        memory.madvise(mmap.MADV_DONTFORK)
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.from_numpy(np.frombuffer(memory, np.uint8, size_bytes))
 

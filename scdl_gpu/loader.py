@@ -63,7 +63,8 @@ class GPUBatchLoader(IterableDataset[Batch]):
     rank, world_size: of torch.distributed where it is initialised.
     placement: "auto", "device", "node", "pinned" or "host"; "node" divides the rows over the devices of the ranks on this node,
         which all make this loader at the same point, and close it. memory_budget, host_budget: bytes or fractions of what is free.
-    windows: True streams rows through two windows, see `streaming`; False: all rows must be resident; None streams what fits nowhere.
+    windows: True streams rows through two windows, see `streaming`; False: all rows must be resident; None streams what fits
+        nowhere, on one rank only.
     prefetch: batches made ahead, beyond what each thread is making: one batch, or on the CPU as many small ones as 8 MiB hold,
         which then share that memory.
 
@@ -124,8 +125,19 @@ class GPUBatchLoader(IterableDataset[Batch]):
         )
         if self._assembler.is_cuda or self._windows is not None:
             weakref.finalize(self, _close_here, self._windows, self._assembler, os.getpid())
-        if self._windows is not None:
-            self._window_order = self._windows.order(self._order)
+        self._take_windows(is_asked=windows is True)
+
+    def _take_windows(self, *, is_asked: bool) -> None:
+        """Order the windows. Raises ValueError where other ranks may not stream: each chose by what is free to it; rows would be missed."""
+        if self._windows is None:
+            return
+        if self._order.world_size > 1 and not is_asked:
+            self.close()
+            raise ValueError(
+                f"the rows fit into no memory of rank {self._order.rank}, and would stream; ranks must all stream, or none: "
+                f"give windows=True on every one of them"
+            )
+        self._window_order = self._windows.order(self._order)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -202,7 +214,7 @@ class GPUBatchLoader(IterableDataset[Batch]):
         order, size = self._order, self._order.batch_size
         length = max(1, self._run_rows() // size)
         for number, window in enumerate(stream.todo):
-            for step in range(max(window.step, start // order.step_rows), window.step + window.n_steps, length):
+            for step in range(max(window.step, -(-start // order.step_rows)), window.step + window.n_steps, length):
                 count = min(length, window.step + window.n_steps - step)
                 numbers, rows, is_padding = self._window_order.draw(window, epoch, step, count)
                 positions = [(step + k + 1) * order.step_rows for k in range(count)]

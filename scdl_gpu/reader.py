@@ -80,6 +80,8 @@ class File(AnyFile):
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise MissingFileError(f"{path} is missing; the copy is incomplete: copy it again") from error
+        except OSError as error:
+            raise ArchiveError(f"{path} cannot be opened ({error}); check its permissions, and `ulimit -n`") from error
         self.status = status = os.fstat(self._fd)
         self.name, self.size_bytes, self.reaches_device = self.path.name, status.st_size, reaches_device()
         self.facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

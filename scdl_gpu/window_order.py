@@ -7,26 +7,24 @@ batches, so that none needs two of them; the price is that another batch size, a
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from scdl_gpu.archive.cuts import Cuts
 from scdl_gpu.order import Order, mixed, permuted
 
 Ints = NDArray[np.int64]
-LEAST_EXTENT, MOST_EXTENT = 1 << 20, 4 << 20
-"""Bytes of an extent: a request of 1 MiB reads at the speed of the disk (docs/streaming.md), more extents in a window shuffle better."""
-EXTENTS = 4096
-"""That a window has at least, where they need not be smaller than LEAST_EXTENT for it: four for each row of a batch of 1,024, of which
-each extent then gives few (docs/streaming.md)."""
+EXTENT_BYTES = 1 << 20
+"""Of an extent: a request of 1 MiB reads at the speed of the disk, and smaller ones shuffle better (docs/streaming.md)."""
 
 
 def extent_bytes_of(window_bytes: int) -> int:
-    """Choose the size of extents for windows of a size."""
-    return min(max(window_bytes // EXTENTS, min(LEAST_EXTENT, window_bytes // 8)), MOST_EXTENT)
+    """Choose the size of extents for windows of a size: the same for all of 8 MiB and more, so that ranks with other budgets agree."""
+    return min(EXTENT_BYTES, window_bytes // 8)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +83,7 @@ class WindowOrder:
 
     def left(self, epoch: int, position: int) -> tuple[WindowRows, ...]:
         """Return the windows that hold what is left of an epoch when `position` rows of it are consumed."""
-        step = position // self._order.step_rows
+        step = -(-position // self._order.step_rows)  # at the end of an epoch fewer rows than a step are left over
         return tuple(window for window in self.windows(epoch) if window.step + window.n_steps > step)
 
     def _windows(self, epoch: int) -> tuple[WindowRows, ...]:
@@ -154,11 +152,20 @@ class WindowOrder:
 
     # State
 
+    @cached_property
+    def _digest(self) -> str:
+        """XXH3-64 of where all extents begin and end: the same rows in other files are cut elsewhere."""
+        digest = xxhash.xxh3_64()
+        for column in (self._cuts.part, self._cuts.first, self._cuts.n_rows, self._cuts.size_bytes):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+
     def state(self) -> dict[str, Any]:
         """Describe what windows depend on, beside what the state of `Order` says."""
         order = self._order
-        windows = {"window_bytes": self.window_bytes, "extent_bytes": self._extent_bytes}
-        return {"order": self.name, "windows": windows | {"world_size": order.world_size, "batch_size": order.batch_size}}
+        windows = {"window_bytes": self.window_bytes, "extent_bytes": self._extent_bytes, "cuts": self._digest}
+        steps = {"world_size": order.world_size, "batch_size": order.batch_size, "drop_last": order.drop_last}
+        return {"order": self.name, "windows": windows | steps}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError for a state in the middle of an epoch of other windows; where an epoch begins all are welcome."""
@@ -166,6 +173,6 @@ class WindowOrder:
         if found != expected and 0 < state["position"] < self._order.n_rows:
             raise ValueError(
                 f"the state was taken {state['position']:,} rows into an epoch with windows of {found}, these are {expected}: an epoch "
-                f"that streams goes on with the ranks, batches and windows it began with; make the loader so (memory_budget, "
+                f"that streams goes on with the files, ranks, batches and windows it began with; make the loader so (memory_budget, "
                 f"host_budget), or load a state from between two epochs"
             )

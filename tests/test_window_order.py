@@ -163,12 +163,28 @@ def test_another_world_is_welcome_between_epochs_only() -> None:
         made([[10] * 10], 40, batch_size=5).check_state(state)
 
 
-@pytest.mark.parametrize(
-    ("window_kib", "extent_kib"), [(64, 8), (64 << 10, 1 << 10), (4 << 20, 1 << 10), (8 << 20, 2 << 10), (32 << 20, 4 << 10)]
-)
-def test_extents_are_of_1_to_4_mib_but_in_tiny_windows(window_kib: int, extent_kib: int) -> None:
-    """A window has 4,096 extents or more, unless they would be smaller than 1 MiB; a tiny one has eight."""
+@pytest.mark.parametrize(("window_kib", "extent_kib"), [(64, 8), (4 << 10, 512), (8 << 10, 1 << 10), (32 << 20, 1 << 10)])
+def test_extents_are_of_1_mib_but_in_tiny_windows(window_kib: int, extent_kib: int) -> None:
+    """Windows of 8 MiB and more have extents of one size, so that ranks with other budgets agree; smaller ones have eight."""
     assert extent_bytes_of(window_kib << 10) == extent_kib << 10
+
+
+def test_nothing_is_left_at_the_end_of_an_epoch() -> None:
+    """A state after the last batch, whose position is that of the rows, begins no window."""
+    order = made([[10] * 10 + [3]], 30, batch_size=5)
+
+    assert order.left(0, 103) == ()
+    assert len(order.left(0, 100)) == 1
+
+
+def test_other_files_and_another_last_step_are_other_windows() -> None:
+    """The same rows cut elsewhere, and a last step that is left out, refuse a state from within an epoch."""
+    state = {"position": 50} | made([[10] * 10], 30, batch_size=5).state()
+
+    with pytest.raises(ValueError, match="goes on with the files"):
+        made([[20] * 5], 30, batch_size=5).check_state(state)
+    with pytest.raises(ValueError, match="goes on with the files"):
+        made([[10] * 10], 30, batch_size=5, drop_last=True).check_state(state)
 
 
 @hypothesis.given(

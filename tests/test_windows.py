@@ -7,7 +7,10 @@ import gc
 import itertools
 import os
 import pickle
+import subprocess
+import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from emulator.device import EmulatedDevice
 from packed_cells import byte_of, flip, orders_of, write_packed
 from torch.utils.data import DataLoader
 
-from scdl_gpu import ArchiveError, Batch, DeviceError, GPUBatchLoader, reader, windows
+from scdl_gpu import ArchiveError, Batch, DeviceError, GPUBatchLoader, SingleCellMemMapDataset, reader, windows
 from scdl_gpu.archive.packed import open_packed
 from scdl_gpu.placement import LEAST_WINDOW
 
@@ -159,7 +162,7 @@ def test_epochs_differ_and_are_repeated_by_their_number(raw: Path) -> None:
     assert sorted(second) == list(range(N_ROWS))
 
 
-@pytest.mark.parametrize("consumed", [0, 1, 3, 6])
+@pytest.mark.parametrize("consumed", [0, 1, 3, 6, 7])
 def test_an_epoch_goes_on_where_a_state_was_taken(raw: Path, where: dict[str, Any], consumed: int) -> None:
     """What a second loader yields after load_state_dict is what the first had left, to the batch."""
     with GPUBatchLoader(raw, 16, seed=1, **where, **SMALL) as loader:
@@ -498,3 +501,73 @@ def test_a_loader_that_goes_away_closes_its_files(raw: Path) -> None:
     gc.collect()
 
     assert descriptors() == []
+
+
+EXIT = """
+import sys, warnings
+warnings.simplefilter("ignore")
+from scdl_gpu import GPUBatchLoader
+loader = GPUBatchLoader(sys.argv[1], 4, device="cpu", windows=True, host_budget=int(sys.argv[2]))
+batches = iter(loader)
+next(batches)
+print("served")
+"""
+
+
+def test_a_process_ends_with_an_epoch_under_way(raw: Path) -> None:
+    """A script that ends in the middle of an epoch ends, though a thread waits for its consumer."""
+    done = subprocess.run([sys.executable, "-c", EXIT, str(raw), "131072"], capture_output=True, text=True, timeout=120)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "served\n", "")
+
+
+def test_closing_in_an_epoch_ends_it(raw: Path, where: dict[str, Any]) -> None:
+    """After close the iteration that was under way raises, and when it is left no thread and no file of it stays."""
+    loader = GPUBatchLoader(raw, 4, **where, **SMALL)
+    batches = iter(loader)
+    next(batches)
+    loader.close()
+    with pytest.raises(ValueError, match="the loader is closed"):
+        list(batches)
+
+    assert scdl_threads() == []
+    assert loader._windows._slots == []  # type: ignore[union-attr]
+    assert loader._windows._files == {}  # type: ignore[union-attr]
+
+
+def test_one_path_in_two_states_gives_the_rows_of_each_or_none(tmp_path: Path) -> None:
+    """Where an archive was replaced between two openings, neither is served as the other."""
+    path = write(tmp_path / "a", matrix())
+    old = SingleCellMemMapDataset(str(path))
+    write(tmp_path / "b", matrix(seed=5))
+    path.rename(tmp_path / "old")
+    (tmp_path / "b").rename(path)
+    new = SingleCellMemMapDataset(str(path))
+
+    with (
+        GPUBatchLoader([new, old], 16, device="cpu", **SMALL) as loader,
+        pytest.raises(ArchiveError, match="was replaced since the archive was opened"),
+    ):
+        list(loader)
+
+
+def test_windows_that_are_consumed_are_let_go(sources: Any) -> None:
+    """Row tables of a window go when the next one is reached: an epoch does not gather those of all rows."""
+    with GPUBatchLoader(sources[0], 16, device="cpu", **SMALL) as loader:
+        batches = iter(loader)
+        next(batches)
+        (stream,) = loader._windows._streams  # type: ignore[union-attr]
+        first = weakref.ref(stream._futures[0].result().parts)
+        for _ in range(20):
+            next(batches)
+        gc.collect()
+
+        assert first() is None
+
+
+def test_ranks_do_not_stream_each_for_itself(tmp_path: Path) -> None:
+    """What fits nowhere streams by itself on one rank only: others may have room, and go through other rows."""
+    path = write(tmp_path / "a", matrix(n_rows=4000))
+
+    with pytest.raises(ValueError, match="ranks must all stream, or none: give windows=True on every one of them"):
+        GPUBatchLoader(path, 16, device="cpu", host_budget=2 * LEAST_WINDOW, rank=0, world_size=2)
