@@ -9,12 +9,13 @@
 #   make bench     our loader, bionemo-scdl, and annbatch where it is built, on 20,000 Tahoe-like cells: in under ten minutes
 #   make bench-all every peer, in environments that are made first, CSR and dense; BENCH_ARGS="--cells 1000000" and other options
 #
-# PYTHON=python3.12, VENV=/elsewhere, PYTEST_ARGS="-k header", SCDL_TEST_DATA=/folder/of/h5ad
+# JOBS=2 (processes of tests), PYTHON=python3.12, VENV=/elsewhere, PYTEST_ARGS="-k header", SCDL_TEST_DATA=/folder/of/h5ad
 
 PYTHON ?= python3
 VENV ?= .venv
 DOCS_VENV ?= .venv-docs
 PYTEST_ARGS ?=
+JOBS ?= 2
 BENCH_ARGS ?=
 GPU_PYTHON ?= python3
 
@@ -28,10 +29,10 @@ demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not gpu and not exhaustive" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not gpu and not exhaustive" $(PYTEST_ARGS)
 
 test-all: lint
-	$(BIN)/python -m pytest -q -m "not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not gpu" $(PYTEST_ARGS)
 
 check: lint
 	$(BIN)/python -m pytest -q tests/house $(PYTEST_ARGS)

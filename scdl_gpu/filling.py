@@ -105,6 +105,8 @@ def _verify_there(window: Window, device: Device) -> None:
 
 def _lay(source: Source, part: Part, first: int, count: int, at: int) -> _Laid:
     """Lay out `count` rows of a part from `first` on at `at`, whole pages, with a row table of their own."""
+    if part.shard is not None:
+        source.file(part, part.shard.path).check_size()  # its row table is mapped
     table, (start, stop) = _table(part, first, count)
     reads, offsets, leads = [], [], []
     for strand in strands(part, start, stop):

@@ -30,6 +30,7 @@ from scdl_gpu.assembly import Assembler, CpuAssembler, Output, Wanted
 from scdl_gpu.batch import Batch
 from scdl_gpu.cuda_assembly import STAYS, assembler_for
 from scdl_gpu.device import Device
+from scdl_gpu.errors import ArchiveError
 from scdl_gpu.obs import Obs
 from scdl_gpu.order import Order, Place, mixed, ranks
 from scdl_gpu.rows import ArchiveRows
@@ -372,6 +373,8 @@ def _archive(source: Source, opened: dict[str, Archive]) -> Archive:
         opened[given] = open_remote(given)
     elif given not in opened:
         path = os.path.realpath(given)
+        if os.path.isfile(path):  # noqa: PTH113
+            raise ArchiveError(f"{given} is a file, expected the directory of an archive; `scdl-gpu convert FILE.h5ad DIRECTORY` makes one")
         opened[given] = opened.setdefault(path, opened.get(path) or open_archive(Path(given)))
     return opened[given]
 

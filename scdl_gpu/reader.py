@@ -57,6 +57,9 @@ class AnyFile(ABC):
     def read(self, start: int, stop: int, out: torch.Tensor) -> None:
         """Read bytes start..stop-1 into `out`, (stop - start,) uint8, contiguous; returns when they are there. Raises ArchiveError."""
 
+    def check_size(self) -> None:  # noqa: B027
+        """Raise ArchiveError where the file was cut since it was opened: what is mapped of it could not be read then."""
+
     @abstractmethod
     def close(self) -> None:
         """Close the file; no read may be under way."""
@@ -115,6 +118,14 @@ class File(AnyFile):
             raise ArchiveError(f"{self.path}: bytes {start:,} to {stop:,} cannot be read ({error}); check the disk") from error
         if found != stop - start:
             raise ArchiveError(f"{self.path} ends before byte {stop:,}; the copy is incomplete: copy it again, or convert the source anew")
+
+    def check_size(self) -> None:
+        """Compare the size with that of the opening."""
+        found = os.fstat(self._fd).st_size
+        if found < self.size_bytes:
+            raise ArchiveError(
+                f"{self.path} holds {found:,} bytes, and held {self.size_bytes:,} when it was opened: it was cut; copy the archive again"
+            )
 
     def _kvikio_read(self, start: int, out: torch.Tensor) -> int:
         buffer = out if out.is_cuda else out.numpy()

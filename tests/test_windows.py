@@ -298,6 +298,21 @@ def test_two_iterations_at_once_do_not_share_memory(raw: Path) -> None:
         assert sorted(rows_of(batches)) == list(range(N_ROWS))
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_shard_that_is_cut_is_named(tmp_path: Path, share: float) -> None:
+    """A packed shard that loses its end while rows stream raises, though its row table is mapped."""
+    path = write_packed(tmp_path / "a", matrix(n_rows=2000), rows=2000)
+    shard = path / "shard-00000.scdp"
+    with GPUBatchLoader(path, 4, device="cpu", **SMALL) as loader:
+        batches = iter(loader)
+        next(batches)
+        (stream,) = loader._windows._streams  # type: ignore[union-attr]
+        stream.window(1).result()  # nothing is read until the second window is reached
+        os.truncate(shard, int(share * shard.stat().st_size))
+        with pytest.raises(ArchiveError, match=r"shard-00000.scdp (holds .* it was cut|ends before byte)"):
+            list(batches)
+
+
 @pytest.mark.parametrize("name", ["col_ptr.npy", "data.npy"])
 def test_a_file_that_is_cut_is_named_and_the_epoch_resumed(tmp_path: Path, where: dict[str, Any], name: str) -> None:
     """Batches of whole windows come, then the error names file and bytes; when the file is there again a state goes on."""

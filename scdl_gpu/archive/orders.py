@@ -86,9 +86,12 @@ class GeneOrders:
         return owners
 
     def _padded(self, order: Order) -> NDArray[Any] | None:
-        """Give the table of an order as many entries as kernels may look at: a block of fewer genes than others has a shorter one."""
+        """Copy the table of an order, with as many entries as kernels may look at: a block of fewer genes than others has a shorter one.
+
+        A copy is there whatever becomes of the file; every row looks at it.
+        """
         table = order.table
-        return table if table is None or table.size == self._n_vars else np.pad(table, (0, self._n_vars - table.size))
+        return table if table is None else np.pad(table, (0, self._n_vars - table.size))
 
     def _check_size(self, shard: PackedShard, size_bytes: int) -> None:
         if size_bytes > MOST_BYTES or len(self.tables) > MOST_ORDERS:

@@ -167,7 +167,7 @@ def test_an_archive_exchanged_while_it_is_opened_is_opened_anew(golden: Path, mo
     """Files of two states of an archive are never mixed."""
     real, calls = PackedShard.open.__func__, []  # type: ignore[attr-defined]
 
-    def exchanging(cls: type[PackedShard], folder: Path, name: str) -> PackedShard:
+    def exchanging(cls: type[PackedShard], folder: Path, name: str, **options: Any) -> PackedShard:
         calls.append(name)
         if len(calls) == 2:
             with Staging.change(golden, replaced=["shard-00001.scdp", "metadata.json", "header.sch"]) as staging:
