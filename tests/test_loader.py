@@ -164,7 +164,7 @@ def test_a_list_is_one_dataset(tmp_path: Path) -> None:
     for batch in loader:
         np.testing.assert_array_equal(dense(batch.x), whole[batch.rows.numpy()])
         assert [loader.categories["line"][code] for code in batch.obs["line"].tolist()] == [lines[row] for row in batch.rows.tolist()]
-    assert batch.x.dtype == torch.float64  # int32 (from uint16) and float32 meet there
+    assert batch.x.dtype == torch.float32  # which holds every uint16
 
 
 def test_the_same_archive_may_stand_in_a_list_often(archive: Path) -> None:
