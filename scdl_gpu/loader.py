@@ -9,7 +9,7 @@ threads do for each would take as long as the kernel.
 import os
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
@@ -219,7 +219,8 @@ class GPUBatchLoader(IterableDataset[Batch]):
                 count = min(length, window.step + window.n_steps - step)
                 numbers, rows, is_padding = self._window_order.draw(window, epoch, step, count)
                 positions = [(step + k + 1) * order.step_rows for k in range(count)]
-                yield Run(rows, is_padding, [size] * count, positions, number, numbers)
+                is_last = step + count == window.step + window.n_steps
+                yield Run(rows, is_padding, [size] * count, positions, number, numbers, is_last)
 
     def _runs(self, epoch: int, start: int, first: int, stride: int, *, seed: int | None) -> Iterator[Run]:
         """Give the batches that this iteration makes, in runs of those that are made as one.
@@ -259,7 +260,9 @@ class GPUBatchLoader(IterableDataset[Batch]):
                 if future.exception() is None:
                     prepared = future.result()
                     for position in run.positions:
-                        yield self._finish(prepared.popleft(), position)  # not kept here, so that its memory is used again
+                        is_over = stream is not None and run.is_last and len(prepared) == 1
+                        done = partial(stream.reached, run.window + 1) if is_over and stream is not None else None
+                        yield self._finish(prepared.popleft(), position, done)  # not kept here, so that its memory is used again
                 else:  # once more, one by one, so that the error comes after the batches before it
                     for part in run.parts():
                         yield self._finish(prepare(part)[0], part.positions[0])
@@ -276,10 +279,12 @@ class GPUBatchLoader(IterableDataset[Batch]):
             return deque([self._assembler.prepare(wanted)])
         return deque(self._assembler.prepare_run(wanted, run.sizes))
 
-    def _finish(self, prepared: Any, position: int) -> tuple[Batch, int]:
-        """Make the batch, on a GPU without a wait."""
+    def _finish(self, prepared: Any, position: int, done: Callable[[], None] | None = None) -> tuple[Batch, int]:
+        """Make the batch, on a GPU without a wait; call `done` after the last one of a window, which may be filled anew then."""
         self._raise_closed()
         made = self._assembler.make(prepared)
+        if done is not None:
+            done()
         return Batch(made.x, made.rows, made.obs, made.is_padding), position
 
     def _raise_closed(self) -> None:

@@ -26,7 +26,7 @@ Made = TypeVar("Made")
 class Run(NamedTuple):
     """Batches that follow each other and are made as one: their rows, which are padding, sizes, and the position after each.
 
-    window: the number of the window that they are made of, of a stream; numbers: of the rows there.
+    window: the number of the window that they are made of, of a stream; numbers: of the rows there; is_last: no more follow of it.
     """
 
     rows: NDArray[np.int64]
@@ -35,6 +35,7 @@ class Run(NamedTuple):
     positions: list[int]
     window: int = 0
     numbers: NDArray[np.int64] | None = None
+    is_last: bool = False
 
     def parts(self) -> Iterator["Run"]:
         """Give each batch as a run of its own."""
