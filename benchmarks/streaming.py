@@ -350,6 +350,8 @@ def main() -> None:
         return
     n_rows = len(SingleCellMemMapDataset(raw))
     others: dict[str, tuple[Callable[[], Any], int, Sequence[Path]]] = {}
+    if 0 < arguments.peer_cells < arguments.batch_size:
+        parser.error(f"--peer-cells is {arguments.peer_cells}, expected 0 or at least a batch of {arguments.batch_size}")
     if arguments.peer_cells:
         cells = min(arguments.peer_cells, n_rows) // arguments.batch_size * arguments.batch_size
         others |= {what: (run, cells, ()) for what, run in peers(raw, cells, arguments.batch_size)}
