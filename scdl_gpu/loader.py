@@ -255,6 +255,7 @@ class GPUBatchLoader(IterableDataset[Batch]):
             if stream is not None:
                 left.callback(stream.cancel)  # else a thread might wait for a window, and the pool for the thread
             for run, future in ahead(pool, prepare, runs, threads, self._prefetch, waited=self._waited):
+                self._raise_closed()  # a thread that was late finds the memory gone, which is no error of its own
                 if stream is not None:
                     stream.reached(run.window)
                 if future.exception() is None:

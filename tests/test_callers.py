@@ -1,6 +1,7 @@
 """Warnings point at the line that called this package, however deep in it they are raised."""
 
 import re
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,18 @@ def test_a_missing_neighbour_key_is_told_to_the_caller(halves: Path, tmp_path: P
 
     text = 'found = lines_of(lambda: SingleCellMemMapDataset(tmp_path / "lonely", h5ad_path=halves, **options))'
     assert set(found) == {(__file__, text)}
+
+
+def test_no_warning_is_lost_while_another_thread_silences_others() -> None:
+    """Who warns waits until the other thread has read: the filters are the process's."""
+    warns = threading.Thread(target=callers.warn, args=["odd"])
+
+    with pytest.warns(UserWarning, match="odd"):
+        with callers.silenced():
+            warns.start()
+            warns.join(0.1)
+            warnings.warn("nobody sees this", DeprecationWarning, stacklevel=1)
+        warns.join()
 
 
 def test_warnings_are_raised_in_one_way_only() -> None:

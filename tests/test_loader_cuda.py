@@ -8,6 +8,7 @@ import multiprocessing
 import pickle
 import random
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -459,6 +460,27 @@ def test_rows_out_of_range_are_named(archive: Path, device: Any, placement: str)
 
 
 # Memory
+
+
+def test_a_thread_that_is_late_for_close(archive: Path, device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are looked for when their memory is gone already are no error of their own: the loader is closed."""
+    loader = GPUBatchLoader(archive, 8, device=device, placement="pinned")
+    prepare, is_closed = loader._prepare, threading.Event()
+
+    def late(run: Any, **others: Any) -> Any:
+        if run.positions[0] > 8:
+            is_closed.wait()
+        return prepare(run, **others)
+
+    monkeypatch.setattr(loader, "_prepare", late)
+    batches = iter(loader)
+    next(batches)
+
+    loader.close()
+    is_closed.set()
+
+    with pytest.raises(ValueError, match="the loader is closed"):
+        next(batches)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)

@@ -5,8 +5,6 @@ layout are read column by column, and each becomes a compact `Column` before the
 DataFrame of text takes about ten times as much. The layout of anndata 0.6 and older is left to AnnData.
 """
 
-import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from anndata._io.specs.registry import IORegistryError
 from anndata.io import read_elem
 
+from scdl_gpu import callers
 from scdl_gpu.archive.columns import Column
 from scdl_gpu.convert.h5array import H5_ERRORS
 from scdl_gpu.errors import SourceError
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 TEXT_PIECE = 1 << 18
 
 Value = TypeVar("Value")
-
-_QUIET = threading.RLock()
-"""Held while warnings are silenced: the filters are the process's, and overlapping changes of two threads would leave them wrong."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +93,7 @@ def _read_frame(file: h5py.File, name: str, path: Path, *, columns: bool) -> Fra
 def read_guarded(where: str, read: Callable[[], Value]) -> Value:
     """Read with AnnData; what it raises for a damaged or unknown layout becomes a SourceError."""
     try:
-        with _QUIET, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with callers.silenced():
             return read()
     except (*H5_ERRORS, IORegistryError, IndexError, RecursionError) as error:
         raise SourceError(f"{where} cannot be read: {error}; if AnnData opens the file, write it again with AnnData") from error
