@@ -105,6 +105,7 @@ def main() -> None:
     wanted: dict[str, Any] = {"output": "dense", "normalize_total": 1e4, "log1p": True, "obs": [arguments.label]}
     with GPUBatchLoader(arguments.archive, arguments.batch_size, device=device, **wanted) as loader:
         train(loader, arguments)
+    dist.barrier()  # DDP keeps gloo's threads beyond the group; one that holds a tensor when the interpreter ends would abort it
     dist.destroy_process_group()
 
 

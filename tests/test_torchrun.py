@@ -79,7 +79,7 @@ class Torchrun:
         command += [] if killed is None else [str(KILLER), *map(str, killed)]
         command += [str(SCRIPT), str(self._cells), LABEL, "--batch-size", str(batch_size), *map(str, options)]
         command += ["--checkpoint", str(folder / "checkpoint.pt"), "--save-every", "3", "--record", str(folder)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(ROOT)}
         run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
         said = run.stdout + run.stderr
         assert (run.returncode == 0) == (killed is None), said
