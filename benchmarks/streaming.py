@@ -1,101 +1,61 @@
 """GB/s of a dataset that streams through windows, page cache cold, beside the same files read from begin to end, and beside others.
 
-    python benchmarks/streaming.py RAW|H5AD [PACKED] [--window 256] [--rounds 3] [--peer-cells 20000] [--annbatch PYTHON]
+    python benchmarks/streaming.py RAW|H5AD [PACKED] [--window 256] [--rounds 3] [--environments DIR [--peers LABEL ...]]
     python benchmarks/streaming.py RAW|H5AD [PACKED] --larger-than-memory 6 [--limit 2]
 
 RAW is an archive, or an h5ad file (benchmarks/make_data.py makes one), converted beside itself; PACKED is made beside it where it is
-not given. Alternatives take turns in one process. Before each the files' pages are dropped (posix_fadvise, when their maps are gone),
-which mincore confirms, or the run ends. Of each archive:
+not given. Alternatives take turns. Before each the files' pages are dropped (posix_fadvise, when their maps are gone), which mincore
+confirms, or the run ends. Of each archive, in this process:
 
     dd, k threads       the files of its rows from begin to end, O_DIRECT, 4 MiB a request, by k threads
     extents, 8 threads  the same bytes in extents of the size that windows have, in random order
     GPUBatchLoader      windows=True on the CPU: opened, every batch of an epoch made and dropped
     assembly alone      the same batches with windows=False, of the pages that the run before left in the page cache: not cold
 
-and of the raw one, of --peer-cells random rows, so many of the bytes: bionemo-scdl in a DataLoader, and where it is installed
-scDataset over it, blocks of 16 rows; --annbatch names a Python that has annbatch, which reads all rows from a store of its own,
-made beside H5AD. Ratios are in cells/s to the last line. `of_dd` is the median of the rounds' shares of the faster dd, of the
-whole epoch, opening and last window included, `of_limit` of the slower of dd and assembly; `reading` is GB/s while windows were read.
-
---larger-than-memory GIB copies the archive beside itself until there are as many bytes, and streams them with little memory: the
-loader is told that the node has --limit GiB, so that it reads past the page cache; and once more through the page cache, whose pages are
-dropped after each window. Told are the memory of the process at its peak and the bytes of the files that are in the page cache at most.
-To be held to a limit by the kernel, run it in a control group: systemd-run --scope -p MemoryMax=2G python ...
+and of the raw one peers, each in a process of its own, in the environment that `scdl-gpu bench --build-peers` made for it below
+--environments, with the settings of benchmarks/peers/: bionemo-scdl, rows at random; scDataset over it, blocks of 16 rows, windows of
+16,384; both read RAW; annbatch, chunks of 512 rows through zarrs, windows of 16,384 rows, of a store that it makes beside H5AD. They are
+opened and read an epoch, of which --peer-seconds are timed at most, from its start: their GB/s and seconds are those of all rows at the
+rate of that time. First every row must come from GPUBatchLoader once, and the rows of some batches must be rows of H5AD, those of
+peers in every turn. A peer that fails is left out, and the script ends with an error. Ratios are in cells/s to
+the last line. `of_dd` is the median of the rounds' shares of the faster dd, of the whole epoch, opening and last window included,
+`of_limit` of the slower of dd and assembly; `reading` is GB/s while windows were read. What --larger-than-memory does
+benchmarks/larger_than_memory.py says.
 """
 
 import argparse
-import ctypes
-import gc
-import itertools
 import mmap
 import os
-import shutil
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from importlib.util import find_spec
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
-from annbatch_loader import Annbatch
 from dataloader import archive_of, drain
-from packed_loader import drop_pages, packed_of
+from larger_than_memory import chill, row_files, stream_more
+from packed_loader import packed_of
 
 from scdl_gpu import GPUBatchLoader, SingleCellMemMapDataset, bench
+from scdl_gpu.bench import contenders, contest, pages, peer, serve
+from scdl_gpu.bench.quality import Table
+from scdl_gpu.bench.source import open_source
 from scdl_gpu.window_order import extent_bytes_of
 
 BLOCK_BYTES = 4 << 20
-WARM = "assembly alone"
-RESIDENT_SHARE = 0.01
-"""Of the files' pages that may still be in the page cache when it is said to be cold."""
+OURS, WARM = "GPUBatchLoader", "assembly alone"
+LABELS = ("annbatch, chunk 512", "scDataset over SCDL, block 16", "bionemo-scdl")
+CHECKED = 16
+"""Batches whose rows are looked for in the source; of a peer two, for those that read rows at random take seconds for a batch."""
 
 
-# ---- files and pages
-
-
-def row_files(archive: Path) -> list[Path]:
-    """Give the files that hold columns and values: what streaming reads. Row tables, some per cent of it, are mapped."""
-    return sorted(archive.glob("shard-*.scdp")) or [archive / "col_ptr.npy", archive / "data.npy"]
-
-
-def size_of(files: Sequence[Path]) -> int:
-    """Sum the bytes of files."""
-    return sum(file.stat().st_size for file in files)
-
-
-def cached_bytes(files: Sequence[Path]) -> int:
-    """Ask mincore how many bytes of `files` are in the page cache."""
-    libc, found = ctypes.CDLL(None, use_errno=True), 0
-    for file in files:
-        size = file.stat().st_size
-        if not size:
-            continue
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-            pages = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
-            view = np.frombuffer(mapped, np.uint8)
-            failed = libc.mincore(ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(size), ctypes.c_void_p(pages.ctypes.data))
-            del view
-            if failed:
-                raise SystemExit(f"mincore of {file} failed: {os.strerror(ctypes.get_errno())}")
-            found += int((pages & 1).sum()) * mmap.PAGESIZE
-    return found
-
-
-def chill(archives: list[Path]) -> tuple[int, int]:
-    """Drop the pages of archives; give the bytes that were in the page cache before and after. Raises SystemExit where they stay."""
-    files = [file for archive in archives for file in row_files(archive)]
-    gc.collect()
-    before = cached_bytes(files)
-    drop_pages(archives)
-    after = cached_bytes(files)
-    if after > RESIDENT_SHARE * size_of(files):
-        raise SystemExit(f"{after:,} of {size_of(files):,} bytes stay in the page cache: somebody else has the files mapped")
-    return before, after
+# ---- limits
 
 
 def read_directly(requests: Sequence[tuple[Path, int, int]], threads: int) -> None:
@@ -166,90 +126,100 @@ class Epochs:
             )
 
 
-def peers(archive: Path, cells: int, batch_size: int) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Give runs of others over random rows of the raw archive, those that are installed."""
-    if find_spec("bionemo") is None or find_spec("bionemo.scdl") is None:
-        print("bionemo-scdl is not installed: pip install 'scdl-gpu[bench]' to compare with it", file=sys.stderr)
-        return
-    from bionemo.scdl.io.single_cell_memmap_dataset import SingleCellMemMapDataset as Reference
-    from bionemo.scdl.util.torch_dataloader_utils import collate_sparse_matrix_batch
-    from torch.utils.data import DataLoader, Subset
+def check(archive: Path, table: Table, arguments: argparse.Namespace) -> None:
+    """Raise SystemExit unless an epoch of ours has every row once, and its first batches the rows of the source."""
+    numbers: list[Any] = []
+    budget = 2 * arguments.window << 20
+    with GPUBatchLoader(archive, arguments.batch_size, device="cpu", windows=True, host_budget=budget, output=arguments.output) as loader:
+        for batch in loader:
+            if len(numbers) < CHECKED:
+                x = batch.x
+                of_csr = arguments.output == "csr" and (x.crow_indices().numpy(), x.col_indices().numpy(), x.values().numpy())
+                found = table.rows(serve.fingerprints(*of_csr) if of_csr else serve.of_dense(x.numpy()))
+                if (found < 0).any():
+                    raise SystemExit(f"{(found < 0).sum()} of {found.size} rows of a batch of {archive.name} are no rows of the source")
+            numbers.append(batch.rows[~batch.is_padding].numpy())
+        rows = np.concatenate(numbers)
+        if rows.size != loader.shape[0] or np.unique(rows).size != rows.size:
+            raise SystemExit(f"{rows.size:,} rows came of {archive.name}, {np.unique(rows).size:,} different ones, of {loader.shape[0]:,}")
 
-    rows = np.random.default_rng(0).permutation(len(SingleCellMemMapDataset(archive)))[:cells].tolist()
 
-    def random_rows() -> None:
-        for _ in DataLoader(Subset(Reference(str(archive)), rows), batch_size=batch_size, collate_fn=collate_sparse_matrix_batch):
-            pass
+def peers_of(source: Path, raw: Path, arguments: argparse.Namespace) -> contest.Contest:
+    """Give the peers that are asked for and installed, their stores made. Those of bionemo-scdl's format read the raw archive itself."""
 
-    yield "bionemo-scdl, random rows", random_rows
-    if find_spec("scdataset") is None:
-        return
-    from scdataset import BlockShuffling, scDataset
+    def placed(one: contest.Contender) -> contest.Contender:
+        if one.store is None or one.is_given:
+            return one
+        if one.store.name == "bionemo-scdl":
+            return replace(one, store=raw, is_given=True)
+        return replace(one, store=source.with_name(f"{source.stem}.{one.store.name}"))
 
-    def blocks() -> None:
-        dataset = scDataset(
-            Reference(str(archive)),
-            BlockShuffling(block_size=16),
-            batch_size=batch_size,
-            fetch_factor=16,
-            fetch_callback=lambda data, numbers: [data[int(row)] for row in numbers],
-            batch_callback=lambda fetched, numbers: collate_sparse_matrix_batch([fetched[int(k)] for k in numbers]),
-        )
-        for _ in itertools.islice(DataLoader(dataset, batch_size=None), cells // batch_size):
-            pass
+    def say(words: str) -> None:
+        print(words, file=sys.stderr, flush=True)
 
-    yield "scDataset over bionemo-scdl, blocks of 16", blocks
+    variants = {variant["label"]: name for name in peer.names() for variant in peer.head_of(peer.script_of(name)).VARIANTS}
+    if unknown := set(arguments.peers) - set(variants):
+        raise SystemExit(f"no peer is called {' or '.join(sorted(unknown))}; there are {'; '.join(variants)}")
+    opened = open_source([source], use_x=True)
+    names = list(dict.fromkeys(variants[label] for label in arguments.peers))
+    found = contenders.peers(names, opened, source.parent, home=arguments.environments, builds=False, archive=raw, say=say)
+    chosen = [placed(one) for label in arguments.peers for one in found if one.label == label]
+    rules = contest.Rules(max_s=arguments.peer_seconds, check=2)
+    made = contest.Contest(opened, chosen, rules, logs=arguments.logs, say=say)
+    made.convert()
+    return made
 
 
 # ---- comparing
 
 
-def compare(archive: Path, others: dict[str, tuple[Callable[[], Any], int, Sequence[Path]]], arguments: argparse.Namespace) -> None:
-    """Let alternatives over one archive take turns, and print. others: name -> run, cells of it, folders whose pages it reads."""
-    files, window_bytes = row_files(archive), arguments.window << 20
-    size_bytes, n_rows = size_of(files), len(SingleCellMemMapDataset(archive))
-    extent_bytes = extent_bytes_of(window_bytes)
+def alternatives(archive: Path, ours: Epochs, extent_bytes: int, arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """Make the runs in this process, ours among them."""
+    files = row_files(archive)
     sequential, extents = requests_of(files, BLOCK_BYTES), requests_of(files, extent_bytes, shuffle=True)
-    ours = Epochs(archive, arguments.batch_size, window_bytes, arguments.output)
-    kilo = extent_bytes >> 10
-    runs: dict[str, tuple[Callable[[], Any], int, Sequence[Path]]] = {
-        "dd, 1 thread": (lambda: read_directly(sequential, 1), n_rows, ()),
-        "dd, 8 threads": (lambda: read_directly(sequential, 8), n_rows, ()),
-        f"extents of {kilo:,} KiB, 8 threads": (lambda: read_directly(extents, 8), n_rows, ()),
-        "GPUBatchLoader": (ours, n_rows, ()),
-        WARM: (
-            lambda: drain(GPUBatchLoader(archive, arguments.batch_size, device="cpu", windows=False, output=arguments.output)),
-            n_rows,
-            (),
-        ),
-        **others,
+
+    def resident() -> None:
+        drain(GPUBatchLoader(archive, arguments.batch_size, device="cpu", windows=False, output=arguments.output))
+
+    return {
+        "dd, 1 thread": lambda: read_directly(sequential, 1),
+        "dd, 8 threads": lambda: read_directly(sequential, 8),
+        f"extents of {extent_bytes >> 10:,} KiB, 8 threads": lambda: read_directly(extents, 8),
+        OURS: ours,
+        WARM: resident,
     }
-    cold: list[tuple[int, int]] = []
+
+
+def compare(archive: Path, table: Table, peers: contest.Contest | None, arguments: argparse.Namespace) -> None:
+    """Let alternatives over one archive take turns, and print."""
+    window_bytes, size_bytes, n_rows = arguments.window << 20, pages.size_of(row_files(archive)), len(SingleCellMemMapDataset(archive))
+    ours, extent_bytes = Epochs(archive, arguments.batch_size, window_bytes, arguments.output), extent_bytes_of(window_bytes)
+    runs, cold = alternatives(archive, ours, extent_bytes, arguments), list[tuple[int, int]]()
     seconds: dict[str, list[float]] = {what: [] for what in runs}
+    check(archive, table, arguments)
     for turn in range(arguments.rounds + 1):  # the first, unmeasured one compiles
-        for what, (run, _, folders) in runs.items():
+        for what, run in runs.items():
             if what != WARM:
-                cold.append(chill([archive, *folders]))
+                cold.append(chill([archive]))
             start = time.perf_counter()
             run()
             if turn:
                 seconds[what].append(time.perf_counter() - start)
-    results = [
-        bench.Result(what, tuple(seconds[what]), cells, size_bytes * cells // n_rows if what not in others or cells < n_rows else 0)
-        for what, (_, cells, _) in runs.items()
-    ]
-    dd = [min(pair) for pair in zip(seconds["dd, 1 thread"], seconds["dd, 8 threads"], strict=True)]
-    of_dd = statistics.median(best / own for best, own in zip(dd, seconds["GPUBatchLoader"], strict=True))
-    limits = [max(pair) for pair in zip(dd, seconds[WARM], strict=True)]
-    of_limit = statistics.median(least / own for least, own in zip(limits, seconds["GPUBatchLoader"], strict=True))
+        for contender in list(peers.contenders) if peers else []:
+            peers.turn(contender, (arguments.output, arguments.batch_size, "cold"), table, f"turn {turn} of {arguments.rounds}")
+            peers.rest(contender)  # else it might keep the files mapped that others read
+    results = [bench.Result(what, tuple(taken), n_rows, size_bytes) for what, taken in seconds.items()]
     facts = {"archive": archive.name, "output": arguments.output, "batch_size": arguments.batch_size}
     facts |= {"window_bytes": window_bytes, "extent_bytes": extent_bytes, "files_bytes": size_bytes}
     facts |= {"cached_before": max(before for before, _ in cold), "cached_after": max(after for _, after in cold)}
+    of_dd, of_limit, note = *shares(seconds), ours.notes[-1]
     for result in results:
-        shares = {"of_dd": round(of_dd, 3), "of_limit": round(of_limit, 3), "notes": ours.notes[1:]}
-        own = shares if result.what == "GPUBatchLoader" else {}
+        own = {"of_dd": round(of_dd, 3), "of_limit": round(of_limit, 3), "notes": ours.notes[1:]} if result.what == OURS else {}
         print(bench.json_line(result, **facts, **own, cache="warm" if result.what == WARM else "cold"))
-    note = ours.notes[-1]
+    for result, told in told_of(peers, archive, n_rows) if peers else []:
+        results.append(result)
+        ratio = statistics.median(theirs / own for theirs, own in zip(result.seconds, seconds[OURS], strict=True))
+        print(bench.json_line(result, **facts | told, ours_to_it=round(ratio, 2)))
     print(f"\n{archive.name}, {size_bytes / 1e9:.2f} GB, cold: {facts['cached_after']:,} bytes cached\n{bench.table(results)}")
     print(
         f"GPUBatchLoader: {100 * of_dd:.0f} % of dd, {100 * of_limit:.0f} % of the slower of dd and assembly; "
@@ -259,71 +229,29 @@ def compare(archive: Path, others: dict[str, tuple[Callable[[], Any], int, Seque
     )
 
 
-# ---- more than memory
+def shares(seconds: dict[str, list[float]]) -> tuple[float, float]:
+    """Give the medians of the rounds' shares that ours had of the faster dd, and of the slower of that and assembly."""
+    dd = [min(pair) for pair in zip(seconds["dd, 1 thread"], seconds["dd, 8 threads"], strict=True)]
+    limits = [max(pair) for pair in zip(dd, seconds[WARM], strict=True)]
+    of = [statistics.median(best / own for best, own in zip(bests, seconds[OURS], strict=True)) for bests in (dd, limits)]
+    return of[0], of[1]
 
 
-def copies(archive: Path, size_bytes: int) -> list[Path]:
-    """Give as many copies of an archive as have so many bytes, made beside it once: pages of their own."""
-    count = max(1, -(-size_bytes // size_of(row_files(archive))))
-    found = [archive.with_name(f"{archive.name}.copy{number}") for number in range(count)]
-    for path in found:
-        if not path.exists():
-            shutil.copytree(archive, path)
+def told_of(peers: contest.Contest, archive: Path, n_rows: int) -> list[tuple[bench.Result, dict[str, Any]]]:
+    """Give the measured turns of peers as results of all rows at the rate of the rows that they gave, and what is told beside."""
+    found = []
+    for contender in peers.contenders:
+        line = next(line for line in peers.lines.values() if line.label == contender.label)
+        first, *rounds = line.rounds
+        files = row_files(archive) if contender.store == archive else contender.files(peers.source)
+        seconds = tuple(turn["seconds"] * n_rows / turn["cells"] for turn in rounds)
+        told = {key: [turn[key] for turn in rounds] for key in ("cells", "first_s", "cpu_s", "peak_private_bytes", "resident")}
+        told |= {"cache": "cold", "checked_rows": first["rows"] + sum(turn["rows"] for turn in rounds), "peer": peers.facts[line.label]}
+        if max(told["resident"]) > contest.COLD:
+            raise SystemExit(f"{line.label}: {100 * max(told['resident']):.1f} % of its files' pages stayed in the page cache")
+        result = bench.Result(line.label, seconds, n_rows, pages.size_of(files))
+        found.append((result, told | {"files_bytes": result.size_bytes, "settings": contender.settings}))
     return found
-
-
-def forget(files: Sequence[Path]) -> None:
-    """Drop the pages of files that are being read, but for those that are mapped: of row tables."""
-    for file in files:
-        fd = os.open(file, os.O_RDONLY)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(fd)
-
-
-def streamed(
-    paths: list[Path], files: list[Path], budget: int, *, room: int, batch_size: int, is_dropped: bool
-) -> tuple[bench.Result, dict[str, Any]]:
-    """Go through an epoch on a node that is said to have `room` bytes; tell the time and what memory it took."""
-    cells, n_windows, most = 0, 0, 0
-    with (
-        mock.patch("scdl_gpu.windows.available_bytes", return_value=room),
-        bench.PeakMemory(bench.resident_bytes) as memory,
-        GPUBatchLoader([*paths], batch_size, device="cpu", windows=True, host_budget=budget) as loader,
-    ):
-        start, report = time.perf_counter(), loader.streaming
-        if report is None:
-            raise SystemExit(f"{loader!r} does not stream")
-        for batch in loader:
-            cells += int((~batch.is_padding).sum())
-            if report.n_windows != n_windows:
-                n_windows, most = report.n_windows, max(most, cached_bytes(files))
-                if is_dropped:
-                    forget(files)
-        seconds = time.perf_counter() - start
-        if cells != loader.shape[0]:
-            raise SystemExit(f"{cells:,} of {loader.shape[0]:,} rows came")
-    what = "pages dropped after each window" if is_dropped else "past the page cache"
-    facts = {"path": report.path, "windows": n_windows, "peak_bytes": memory.growth_bytes, "most_cached": most}
-    return bench.Result(what, (seconds,), cells, size_of(files)), facts | {"waited_seconds": round(report.seconds_waited, 3)}
-
-
-def stream_more(archive: Path, arguments: argparse.Namespace) -> None:
-    """Stream more bytes than memory is granted, past the page cache and through it, and print what was taken at most."""
-    limit, paths = int(arguments.limit * 2**30), copies(archive, int(arguments.larger_than_memory * 2**30))
-    files = [file for path in paths for file in row_files(path)]
-    budget = min(2 * arguments.window << 20, limit // 2)
-    for is_dropped in (False, True):
-        before, after = chill(paths)
-        room = size_of(files) + limit if is_dropped else limit
-        result, facts = streamed(paths, files, budget, room=room, batch_size=arguments.batch_size, is_dropped=is_dropped)
-        facts |= {"archive": archive.name, "files_bytes": size_of(files), "limit_bytes": limit, "host_budget": budget}
-        print(bench.json_line(result, **facts, cached_before=before, cached_after=after))
-        print(
-            f"\n{archive.name}, {size_of(files) / 1e9:.2f} GB {result.what} ({facts['path']}): {result.gb_per_second:.2f} GB/s, "
-            f"{result.per_second:,.0f} cells/s; memory of the process {facts['peak_bytes'] / 1e6:,.0f} MB at most, "
-            f"of its files cached {facts['most_cached'] / 1e6:,.0f} MB\n",
-            flush=True,
-        )
 
 
 def main() -> None:
@@ -335,10 +263,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--output", choices=["csr", "dense"], default="csr")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--peer-cells", type=int, default=20_000, help="random rows that bionemo-scdl and scDataset read; 0: leave them out"
-    )
-    parser.add_argument("--annbatch", type=Path, help="the interpreter that has annbatch; SOURCE must be an h5ad file then")
+    parser.add_argument("--environments", type=Path, default=Path("bench-data/peers"), help="where peers are installed")
+    parser.add_argument("--peers", nargs="*", default=LABELS, metavar="LABEL", help="as benchmarks/peers/ has them; none: no peers")
+    parser.add_argument("--peer-seconds", type=float, default=10, help="of an epoch of a peer that are timed in each turn")
+    parser.add_argument("--logs", type=Path, help="a folder for what peers say; a temporary one otherwise")
     parser.add_argument("--larger-than-memory", type=float, metavar="GIB", help="stream so many GiB with little memory instead")
     parser.add_argument("--limit", type=float, default=2, help="GiB that the loader is told the node has, with --larger-than-memory")
     arguments = parser.parse_args()
@@ -348,22 +276,14 @@ def main() -> None:
         for archive in (raw, packed):
             stream_more(archive, arguments)
         return
-    n_rows = len(SingleCellMemMapDataset(raw))
-    others: dict[str, tuple[Callable[[], Any], int, Sequence[Path]]] = {}
-    if 0 < arguments.peer_cells < arguments.batch_size:
-        parser.error(f"--peer-cells is {arguments.peer_cells}, expected 0 or at least a batch of {arguments.batch_size}")
-    if arguments.peer_cells:
-        cells = min(arguments.peer_cells, n_rows) // arguments.batch_size * arguments.batch_size
-        others |= {what: (run, cells, ()) for what, run in peers(raw, cells, arguments.batch_size)}
-    compare(packed, {}, arguments)
-    if not arguments.annbatch:
-        compare(raw, others, arguments)
-        return
-    store = arguments.source.with_suffix(".annbatch.zarr")
-    with closing(Annbatch(arguments.annbatch, arguments.source, store, store.with_suffix(".log"))) as annbatch:
-        asked = {"batch_size": arguments.batch_size, "output": arguments.output, "obs": False}
-        others["annbatch"] = (lambda: annbatch.epoch(**asked), n_rows // arguments.batch_size * arguments.batch_size, ())
-        compare(raw, others, arguments)
+    with ExitStack() as stack:
+        arguments.logs = arguments.logs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        table, _ = open_source([arguments.source], use_x=True).table(raw.parent)
+        compare(packed, table, None, arguments)
+        peers = stack.enter_context(closing(peers_of(arguments.source, raw, arguments)))
+        compare(raw, table, peers, arguments)
+        if peers.failures:
+            raise SystemExit(f"left out: {peers.failures}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,22 @@
 """benchmarks/shuffle_quality.py and benchmarks/streaming.py measure what they say, and run at a tiny size."""
 
+import argparse
 import itertools
 import json
+import shutil
+import signal
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from cells import matrix, write
+
+from scdl_gpu.bench import peer
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -33,13 +40,22 @@ def streaming(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def run(streaming: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[dict[str, Any]]]:
-    """Give a function that runs streaming.py and returns its lines of JSON."""
+def larger(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Give the module that streams more than memory holds."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import larger_than_memory
+
+    return larger_than_memory
+
+
+@pytest.fixture
+def run(streaming: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., list[dict[str, Any]]]:
+    """Give a function that runs streaming.py and returns its lines of JSON, those of its processes too."""
 
     def lines(*arguments: object) -> list[dict[str, Any]]:
         monkeypatch.setattr(sys, "argv", ["x", *map(str, arguments), "--batch-size", "16", "--window", "1"])
         streaming.main()
-        return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
 
     return lines
 
@@ -120,23 +136,96 @@ def test_direct_reads_go_past_the_page_cache(streaming: Any, tmp_path: Path) -> 
 
     streaming.read_directly(streaming.requests_of(files, 8192, shuffle=True), 3)
 
-    assert streaming.cached_bytes(files) == 0
+    assert streaming.pages.cached_pages(files)[0] == 0
 
 
-def test_streaming_beside_dd(run: Callable[..., list[dict[str, Any]]], tmp_path: Path) -> None:
-    """Both archives have a line for each alternative, cold, and ours says how it compares."""
-    lines = run(write(tmp_path / "raw", matrix()), "--rounds", "1", "--peer-cells", "0")
+PEER = """
+    import numpy
+    import scipy.sparse
+
+    MODULE, PYTHON, REQUIRES, READS_ARCHIVES = "numpy", (3, 10), [], True
+    VARIANTS = [{"label": f"times {factor}", "store": "bionemo-scdl", "factor": factor} for factor in (1, 2)]
+
+    def facts():
+        return {"versions": {}}
+
+    class Loader:
+        def __init__(self, store, settings):
+            data, columns = (numpy.fromfile(f"{store}/{name}", dtype) for name, dtype in (("data.npy", "f4"), ("col_ptr.npy", "u1")))
+            indptr = numpy.fromfile(f"{store}/row_ptr.npy", "u2")
+            self.x = scipy.sparse.csr_matrix((data * settings["factor"], columns.astype("i4"), indptr.astype("i4")))
+            self.size = settings["batch_size"]
+
+        def epoch(self, number):
+            return (self.x[start : start + self.size] for start in range(0, self.x.shape[0] - self.size + 1, self.size))
+
+        def n_cells(self, batch):
+            return batch.shape[0]
+
+        def rows(self, batch):
+            return batch.indptr, batch.indices, batch.data
+
+        def close(self):
+            del self.x
+
+    def open(sources, store, settings):
+        return Loader(store, settings)
+"""
+
+
+def test_streaming_beside_dd_and_peers(run: Callable[..., list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both archives have a line for each alternative, cold, ours says how it compares; a peer with wrong rows is an error."""
+    (scripts := tmp_path / "scripts").mkdir()
+    (scripts / "stand-in.py").write_text(textwrap.dedent(PEER))
+    monkeypatch.setattr(peer, "SCRIPTS", scripts)
+    raw = write(tmp_path / "raw", matrix())
+
+    lines = run(raw, "--rounds", "1", "--peers", "times 1", "--peer-seconds", "0.1")
+    with pytest.raises(SystemExit, match=r"times 2.*are no rows of the source: its figures are void"):
+        run(raw, "--rounds", "1", "--peers", "times 2", "--peer-seconds", "0.1")
 
     whats = ["dd, 1 thread", "dd, 8 threads", "extents of 128 KiB, 8 threads", "GPUBatchLoader", "assembly alone"]
-    assert [(line["archive"], line["what"]) for line in lines] == [(name, what) for name in ("raw.packed", "raw") for what in whats]
+    names = [(name, what) for name in ("raw.packed", "raw") for what in whats]
+    assert [(line["archive"], line["what"]) for line in lines] == [*names, ("raw", "times 1")]
     assert all(line["cells_per_second"] > 0 and line["cached_after"] == 0 for line in lines)
     assert all(line["of_dd"] > 0 and len(line["notes"]) == 1 for line in lines if line["what"] == "GPUBatchLoader")
+    assert lines[-1]["resident"] == [0]
+    assert lines[-1]["checked_rows"] >= 64
 
 
-def test_more_than_memory(run: Callable[..., list[dict[str, Any]]], tmp_path: Path) -> None:
-    """Copies of an archive stream past the page cache, and with their pages dropped after each window."""
-    lines = run(write(tmp_path / "raw", matrix(n_rows=3000)), "--larger-than-memory", "0.001", "--limit", "0.0005")
+def test_more_than_memory(run: Callable[..., list[dict[str, Any]]], larger: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of an archive stream past the page cache, and with their pages dropped after each window; no copy is left."""
+    raw = write(tmp_path / "raw", matrix(n_rows=3000))
+    monkeypatch.setattr(larger, "apart", lambda what, limit, run, *given: run(*given))  # in this process, which has imported all
+
+    lines = run(raw, "--larger-than-memory", "0.001")
 
     assert [line["archive"] for line in lines] == ["raw", "raw", "raw.packed", "raw.packed"]
-    assert all(line["files_bytes"] >= 0.001 * 2**30 for line in lines)
+    assert all(line["files_bytes"] >= 0.001 * 2**30 and line["peak_bytes"] < 2**31 for line in lines)
     assert {line["path"] for line in lines[::2]} == {"preadv with O_DIRECT"}
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["raw", "raw.packed"]
+
+
+def test_a_run_that_dies_is_told(larger: Any) -> None:
+    """A process that is killed, or that takes more memory than it was granted, ends the script with an error that says so."""
+    with pytest.raises(SystemExit, match="raw: its process was killed by SIGKILL, which the kernel sends where memory is out"):
+        larger.apart("raw", 1 << 30, signal.raise_signal, signal.SIGKILL)
+    with pytest.raises(SystemExit, match="raw: its process ended with 1"):
+        larger.apart("raw", 1 << 28, bytearray, 1 << 29)
+    larger.apart("raw", 1 << 28, bytearray, 1 << 20)
+
+
+def test_copies_go_when_a_run_fails(larger: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left of copies where their run raises, and none are made where the disk has no room."""
+    archive = write(tmp_path / "a", matrix())
+
+    asked = argparse.Namespace(larger_than_memory=1e-4, limit=2.0, window=1, batch_size=16)
+    monkeypatch.setattr(larger, "stream_both_ways", sys.exit)  # called with several arguments, which it refuses
+
+    with pytest.raises(SystemExit, match="a: its process ended with 1"):
+        larger.stream_more(archive, asked)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=7))
+    with pytest.raises(SystemExit, match=r"copies of .* bytes, and 7 are free"):
+        larger.copies(archive, 1 << 16).__enter__()

@@ -70,7 +70,7 @@ class Line:
 
 
 class Contest:
-    """The processes, and what came of them: `limits`, `conversions`, `lines`, `failures`, `facts`."""
+    """The processes, and what came of them: `limits`, `conversions`, `lines`, `failures`, `facts`. `contenders`: who has not failed."""
 
     def __init__(self, source: Source, contenders: Sequence[Contender], rules: Rules, *, logs: Path, say: Say) -> None:
         self.source, self.rules = source, rules
@@ -79,20 +79,37 @@ class Contest:
         self.lines: dict[tuple[str, str, int, str], Line] = {}
         self.failures: dict[str, str] = {}
         self.facts: dict[str, Facts] = {}
-        self._contenders, self._logs, self._say = list(contenders), logs, say
+        self.contenders, self._logs, self._say = list(contenders), logs, say
         self._processes: dict[str, Process] = {}
 
     def run(self, table: Table | None) -> None:
         """Do it all. table: the rows of the source; None leaves batches unchecked."""
         try:
-            for contender in list(self._contenders):
-                self._guarded(contender, lambda contender=contender: self._convert(contender))  # type: ignore[misc]
+            self.convert()
             for number in range(self.rules.rounds):
-                if self._contenders:  # or else all have failed
+                if self.contenders:  # or else all have failed
                     self._round(number, table)
         finally:
-            for process in self._processes.values():
-                process.close()
+            self.close()
+
+    def convert(self) -> None:
+        """Make the stores that are missing; `contenders` are those for whom that went well."""
+        for contender in list(self.contenders):
+            self._guarded(contender, lambda contender=contender: self._convert(contender))  # type: ignore[misc]
+
+    def turn(self, contender: Contender, kind: tuple[str, int, str], table: Table | None, place: str) -> None:
+        """Let one of `contenders` run. kind: output, batch size, cache; its line has the figures, or `failures` what went wrong."""
+        self._guarded(contender, lambda: self._measure(contender, kind, table, place))
+
+    def rest(self, contender: Contender) -> None:
+        """End the process of a contender, which lets go of all files for those who read them too; its next turn starts another."""
+        if contender.label in self._processes:
+            self._processes.pop(contender.label).close()
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._processes.values():
+            process.close()
 
     def _guarded(self, contender: Contender, work: Callable[[], None]) -> None:
         try:
@@ -100,9 +117,8 @@ class Contest:
         except PeerError as error:
             self._say(f"{contender.label}: failed: {error}")
             self.failures[contender.label] = str(error)
-            self._contenders.remove(contender)
-            if contender.label in self._processes:
-                self._processes.pop(contender.label).close()
+            self.contenders.remove(contender)
+            self.rest(contender)
 
     def _process(self, contender: Contender) -> Process:
         if contender.label not in self._processes:
@@ -134,18 +150,18 @@ class Contest:
             self.conversions.append({"store": store.name, "label": contender.label, "size_bytes": pages.size_of([store]), **found})
 
     def _round(self, number: int, table: Table | None) -> None:
-        largest = max((contender.files(self.source) for contender in self._contenders), key=pages.size_of)
+        largest = max((contender.files(self.source) for contender in self.contenders), key=pages.size_of)
         if pages.size_of(largest) < ENOUGH:  # of small files the disk shows how fast it starts
             largest = [*largest, *self.source.paths]
         self.limits.append(limits.limits(largest, device=self.rules.device))
         self._say(f"limits: {', '.join(f'{name} {rate:.1f} GB/s' for name, rate in self.limits[-1].items())}")
         kinds = list(itertools.product(self.rules.caches, self.rules.outputs, self.rules.batch_sizes))
-        total, done = len(kinds) * len(self._contenders), 0
+        total, done = len(kinds) * len(self.contenders), 0
         for cache, output, batch_size in kinds:
-            for contender in list(self._contenders):
+            for contender in list(self.contenders):
                 done += 1
                 place = f"round {number + 1} of {self.rules.rounds}, {done} of {total}"
-                self._guarded(contender, lambda: self._measure(contender, (output, batch_size, cache), table, place))  # noqa: B023
+                self.turn(contender, (output, batch_size, cache), table, place)
 
     def _measure(self, contender: Contender, kind: tuple[str, int, str], table: Table | None, place: str) -> None:
         output, batch_size, cache = kind
@@ -178,7 +194,7 @@ class Contest:
             resident = pages.drop(files)
             if resident > COLD:  # something is still mapped: only an end of the process undoes that
                 self._say(f"{contender.label}: started anew, for {100 * resident:.0f} % of its pages stayed in the cache")
-                self._processes.pop(contender.label).close()
+                self.rest(contender)
                 self._process(contender)
                 resident = pages.drop(files)
             return resident
@@ -198,9 +214,9 @@ class Contest:
             "rules": asdict(self.rules),
             "limits": self.limits,
             "conversions": self.conversions,
-            "contenders": {contender.label: contender.settings for contender in self._contenders},
+            "contenders": {contender.label: contender.settings for contender in self.contenders},
             "facts": self.facts,
-            "sizes": {contender.label: pages.size_of(contender.files(source)) for contender in self._contenders},
+            "sizes": {contender.label: pages.size_of(contender.files(source)) for contender in self.contenders},
             "lines": [asdict(line) for line in self.lines.values() if line.label not in self.failures],
             "failures": self.failures,
         }

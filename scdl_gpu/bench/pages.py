@@ -45,7 +45,13 @@ def warm(paths: Iterable[Path]) -> None:
 
 
 def resident(paths: Iterable[Path]) -> float:
-    """Give the share of the pages of all files that the page cache holds, by mincore(2).
+    """Give the share of the pages of all files that the page cache holds, as `cached_pages` counts them."""
+    held, total = cached_pages(paths)
+    return held / total if total else 0.0
+
+
+def cached_pages(paths: Iterable[Path]) -> tuple[int, int]:
+    """Count the pages of all files that the page cache holds, by mincore(2), and all their pages.
 
     Raises OSError where it refuses: Linux answers for files that the caller owns or may write.
     """
@@ -64,7 +70,7 @@ def resident(paths: Iterable[Path]) -> float:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(file))
         held += int((seen & 1).sum())
         total += n_pages
-    return held / total if total else 0.0
+    return held, total
 
 
 def _mincore(address: int, size: int, out: int) -> int:

@@ -11,7 +11,7 @@ Knows clocks, and how rows are told apart; whose loader it is the subject knows,
     device_bytes(), synchronize()         where it uses a GPU; both may be absent
 Imports NumPy and nothing of ours: peers live in environments that have no scdl_gpu, and other versions of everything.
 What is timed is what a training loop sees: from asking for a batch to having it, of an epoch after the other, without a look at
-its content; content is looked at after the clock has stopped, in the batches that follow.
+its content; content is looked at after the clock has stopped, in the batches that follow, or in an epoch more where none do.
 """
 
 import base64
@@ -111,7 +111,7 @@ def measured(subject: Any, asked: Asked) -> dict[str, Any]:
             found |= {"cells": found["cells"] + first, "seconds": found["seconds"] + found["first_s"]}
         found["device_bytes"] = max(0, _device_bytes(subject) - before)
         found |= _waited(batches, found["seconds"] / found["cells"] * first, asked["max_s"])
-        found["fingerprints"] = _shown(loader, batches, asked["check"])
+        found["fingerprints"] = _shown(loader, batches, asked["check"]) or _shown(loader, Endless(loader, 1), asked["check"])
         if hasattr(loader, "words"):
             found["loader"] = loader.words()
     finally:
