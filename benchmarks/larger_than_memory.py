@@ -2,16 +2,17 @@
 
 Copies of an archive are made beside it until there are as many bytes, and removed afterwards. An epoch of all of them goes twice
 through windows: past the page cache, since the loader is told that the node has --limit GiB (of fewer bytes: a tenth of them);
-and through it, the files' pages being dropped after each window. Each archive is streamed in a process of its own, to which the kernel
-gives no more private memory than --limit, imports and windows included (RLIMIT_DATA). Where it ends otherwise than well the script
-says how, and ends with an error. Told are the memory of the process at its peak, and the bytes of the files that are in the page cache
-at most, which the kernel does not hold to a limit here: they are counted. Every row must come once.
+and through it, the files' pages being dropped after each window. Each archive is streamed in a process of its own, which is watched a
+hundred times a second, and ended where its memory, imports and windows included, is more than --limit; where it ends otherwise than
+well the script says how, and ends with an error. Told are the memory of the process at its peak, and the bytes of the files that are in
+the page cache at most. Every row must come once. To be held to a limit by the kernel, the page cache included, run it in a control
+group: systemd-run --scope -p MemoryMax=2G python ...
 """
 
 import argparse
+import mmap
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -27,7 +28,7 @@ import numpy as np
 from scdl_gpu import GPUBatchLoader, bench
 from scdl_gpu.bench import contest, pages
 
-PAGE = resource.getpagesize()
+PAGE = mmap.PAGESIZE
 
 
 def row_files(archive: Path) -> list[Path]:
@@ -69,8 +70,13 @@ def apart(what: str, limit: int, run: Callable[..., Any], *given: Any) -> None:
     """Run something in a process of its own within `limit` bytes. Raises SystemExit that says how it ended, unless it ended well."""
     process = multiprocessing.get_context("spawn").Process(target=run, args=given)
     process.start()
-    resource.prlimit(process.pid or 0, resource.RLIMIT_DATA, (limit, limit))  # while it begins to import
-    process.join()
+    while process.is_alive():
+        held = bench.resident_bytes(process.pid)
+        if held > limit:
+            process.kill()
+            process.join()
+            raise SystemExit(f"{what}: its process had {held:,} bytes of memory, {limit:,} were granted: it was ended")
+        process.join(0.01)
     code = process.exitcode
     if code:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
@@ -130,8 +136,6 @@ def stream_both_ways(paths: list[Path], limit: int, window_bytes: int, batch_siz
             f"of its files cached {facts['most_cached'] / 1e6:,.0f} MB\n",
             flush=True,
         )
-        if facts["peak_bytes"] > limit:
-            raise SystemExit(f"{name}: {facts['peak_bytes']:,} bytes of memory at the peak, {limit:,} were granted")
 
 
 def stream_more(archive: Path, arguments: argparse.Namespace) -> None:

@@ -210,9 +210,11 @@ def test_a_run_that_dies_is_told(larger: Any) -> None:
     """A process that is killed, or that takes more memory than it was granted, ends the script with an error that says so."""
     with pytest.raises(SystemExit, match="raw: its process was killed by SIGKILL, which the kernel sends where memory is out"):
         larger.apart("raw", 1 << 30, signal.raise_signal, signal.SIGKILL)
-    with pytest.raises(SystemExit, match="raw: its process ended with 1"):
-        larger.apart("raw", 1 << 28, bytearray, 1 << 29)
-    larger.apart("raw", 1 << 28, bytearray, 1 << 20)
+    with pytest.raises(SystemExit, match="raw: its process ended with 3"):
+        larger.apart("raw", 1 << 30, sys.exit, 3)
+    with pytest.raises(SystemExit, match=r"raw: its process had .* bytes of memory, 1,000 were granted"):
+        larger.apart("raw", 1_000, signal.pause)
+    larger.apart("raw", 1 << 30, bytearray, 1 << 20)
 
 
 def test_copies_go_when_a_run_fails(larger: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,6 @@ def _field(path: Path, name: str) -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
 
 
-def resident_bytes() -> int:
-    """Sum what this process has in memory that is no page of a file."""
-    return sum(_field(Path("/proc/self/status"), name) for name in ("RssAnon", "RssShmem"))
+def resident_bytes(pid: int | None = None) -> int:
+    """Sum what a process, this one unless another is named, has in memory that is no page of a file; 0 where it has ended."""
+    return sum(_field(Path(f"/proc/{pid or 'self'}/status"), name) for name in ("RssAnon", "RssShmem"))
