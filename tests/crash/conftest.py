@@ -88,7 +88,7 @@ def laboratory(killer: Path, scratch: Path) -> Iterator[Laboratory]:
     laboratory.end()
 
 
-@pytest.fixture(params=[pytest.param(12, id="dozen"), pytest.param(0, id="all", marks=pytest.mark.exhaustive)])
+@pytest.fixture(params=[pytest.param(7, id="few"), pytest.param(0, id="all", marks=pytest.mark.exhaustive)])
 def points(request: pytest.FixtureRequest) -> int:
-    """How many calls to try per operation: a dozen (every rename among them), or 0 for all."""
+    """How many calls to try per operation: a few (every rename among them), or 0 for all."""
     return request.param

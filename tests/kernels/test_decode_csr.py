@@ -53,7 +53,9 @@ def test_every_dtype(source: str, made: str) -> None:
     assert positions(fault) == ({"UNFITTING": unfit[0]} if unfit else {})
 
 
-@pytest.mark.parametrize("source", ["int8", "int16", "uint16", "uint32", "uint64"])
+@pytest.mark.parametrize(
+    "source", ["uint16", *(pytest.param(source, marks=pytest.mark.exhaustive) for source in ("int8", "int16", "uint32", "uint64"))]
+)
 def test_dtypes_that_only_the_cpu_makes(source: str) -> None:
     """Integers come back in their own dtype as well, whatever it is."""
     shard = every_kind(source)

@@ -21,6 +21,8 @@ from scdl_gpu.kernels.shards import CSR_KINDS, DENSE_KINDS
 
 SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in (0, 2, 3, 4))]
 WAYS = (("float32", 1e4, True), ("float64", 0.0, False))
+COMPILED = ("float32", "bfloat16", "uint8")
+"""Of each dtype of a dense batch the twin is compiled anew, for many seconds: these in every run."""
 SUBSET = [299, 0, 7, 150, 151, 3, 80]
 
 
@@ -75,7 +77,7 @@ def test_csr_of_every_dtype(source: str, made: str) -> None:
     assert positions(fault) == ({"UNFITTING": unfit[0]} if unfit else {})
 
 
-@pytest.mark.parametrize("made", DENSE_KINDS)
+@pytest.mark.parametrize("made", [pytest.param(made, marks=[] if made in COMPILED else pytest.mark.exhaustive) for made in DENSE_KINDS])
 @pytest.mark.parametrize("source", SOURCES)
 def test_dense_of_every_dtype(source: str, made: str) -> None:
     """Dense batches have the bits that the twin in Numba gives them, and report the same rows."""
