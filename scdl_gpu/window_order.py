@@ -45,6 +45,34 @@ class WindowRows:
     counts: Ints
 
 
+def least_rows(order: Order) -> int:
+    """Give the rows that a window must have: a batch, or all that a rank has of an epoch."""
+    return min(order.batch_size, -(-order.n_rows // order.world_size)) if order.steps() else 0
+
+
+def fewest_rows(cuts: Cuts, window_bytes: int) -> int:
+    """Bound from below the rows of a window that is not its rank's last, in whatever order extents come; each fits a window.
+
+    At worst it begins with the last row of a large extent, counted whole, and the next one is large too and does not fit. What lies
+    between is more than these two leave of the memory: so many of the extents with the fewest rows a byte, the last of them in part,
+    and no fewer extents than there would be of the largest.
+    """
+    sizes, rows = cuts.size_bytes, cuts.n_rows
+    if int(sizes.sum()) <= window_bytes:
+        return int(rows.sum())
+    falling = np.sort(sizes)[::-1]
+    room = window_bytes - int(falling[:2].sum())
+    if room < 0:
+        return 1
+    sparse = np.argsort(rows / sizes)
+    ends = np.cumsum(sizes[sparse])
+    whole = int(np.searchsorted(ends, room, side="right"))
+    left, some = room + 1 - int(ends[whole] - sizes[sparse[whole]]), sparse[whole]
+    by_bytes = int(rows[sparse[:whole]].sum()) - (-left * int(rows[some]) // int(sizes[some]))
+    count = 1 + int(np.searchsorted(np.cumsum(falling), room, side="right"))
+    return 1 + max(by_bytes, int(np.sort(rows)[:count].sum()))
+
+
 class Drawn(NamedTuple):
     """Rows of some steps, (b,): numbers in the window, numbers in the dataset, and which of them are padding."""
 
@@ -57,7 +85,7 @@ class WindowOrder:
     """The windows of one rank, and the rows of their steps; the number of steps is that of `order`.
 
     cuts: the extents of all parts; part_starts: (k,) the number in the dataset of the first row of each. window_bytes: that a
-    window may take. Raises ValueError where that is less than a batch of some rows takes.
+    window may take. Raises ValueError where that might be less than a batch takes, in whatever epoch and on whatever rank.
     """
 
     def __init__(self, order: Order, cuts: Cuts, part_starts: Ints, *, window_bytes: int, extent_bytes: int) -> None:
@@ -65,6 +93,12 @@ class WindowOrder:
             raise ValueError(
                 f"a window of {window_bytes:,} bytes does not hold the largest extent, of {int(cuts.size_bytes.max()):,} bytes; "
                 f"raise memory_budget or host_budget"
+            )
+        fewest = fewest_rows(cuts, window_bytes)
+        if fewest < least_rows(order):
+            raise ValueError(
+                f"a window of {window_bytes:,} bytes may hold as few as {fewest:,} rows, as an epoch deals out extents, fewer than a batch "
+                f"of {order.batch_size:,}; raise memory_budget or host_budget, or make batches smaller"
             )
         self._order, self._cuts, self._part_starts = order, cuts, part_starts
         self.window_bytes, self._extent_bytes = window_bytes, extent_bytes
@@ -101,11 +135,6 @@ class WindowOrder:
         while step < n_steps:
             stop = self._window_end(ends, bytes_before, start, last)
             steps = n_steps - step if stop == last else (stop - start) // order.batch_size
-            if steps == 0:
-                raise ValueError(
-                    f"a window of {self.window_bytes:,} bytes holds {stop - start:,} rows, fewer than a batch of {order.batch_size:,}; "
-                    f"raise memory_budget or host_budget, or make batches smaller"
-                )
             stop = last if stop == last else start + steps * order.batch_size
             n_own = stop - start
             made.append(self._window(extents, ends, (start, max(stop, start + 1)), step, steps, n_own))
