@@ -1,6 +1,6 @@
 """What fits where, and the memory that holds the rows.
 
-Knows sizes, budgets and the table of shards that kernels read, not rows of a batch. Columns and values of every archive
+Knows sizes and the table of shards that kernels read, not rows of a batch. Columns and values of every archive
 lie in one slab, in their stored dtypes; row pointers stay on the host, where the lengths of a batch are needed before
 its launch: 8 bytes a row that no GPU has to hold.
 """
@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Integral
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -21,15 +20,15 @@ from numpy.typing import NDArray
 from scdl_gpu.archive.parts import Archive, Part
 from scdl_gpu.archive.raw import RawArchive
 from scdl_gpu.archive.remote import WAY_OUT
-from scdl_gpu.arena import Arena, available_bytes
-from scdl_gpu.arguments import real, truth
+from scdl_gpu.arena import Arena
+from scdl_gpu.arguments import truth
+from scdl_gpu.budget import LEAST_WINDOW, Room, device_room, host_room
 from scdl_gpu.device import Device, size_words
 from scdl_gpu.division import Division, Spot, divide, place_divided, spots_of
 from scdl_gpu.errors import DeviceError
 from scdl_gpu.kernels.packed import PACKED
 from scdl_gpu.kernels.shards import SHARD, kind_of
 from scdl_gpu.peers import Peers
-from scdl_gpu.reader import PAGE_BYTES
 from scdl_gpu.slab import Bounced, InPlace, Layout, PackedPlot, Progress, RawPlot, fill
 from scdl_gpu.window import upload
 
@@ -38,13 +37,6 @@ logger = logging.getLogger(__name__)
 Kind = Literal["device", "node", "pinned", "host"]
 
 PLACEMENTS = ("auto", "device", "node", "pinned", "host")
-RESERVE_BYTES = 4 << 30
-"""Of the device's free memory, left to the model where no budget is given."""
-WINDOW_BYTES = 4 << 30
-"""Of a window where no budget is given: 4,096 extents of 1 MiB shuffle a batch of 1,024 nearly as a permutation does, the labels' shares
-vary by a quarter more; larger ones gain little, and are longer in coming (docs/streaming.md)."""
-LEAST_WINDOW = 1 << 16
-"""Bytes that no window is smaller than."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +87,10 @@ def choose(
     node = None if peers is None or windows else divide(peers, layout, device, limit)
     if placement == "node":
         return _node_plan(node, size_bytes)
-    host = _host_room(layout, host_budget, is_shared=device is not None and not windows)
+    host = host_room(layout, host_budget, is_shared=device is not None and not windows)
     if device is None:
         return _choose_host(size_bytes, host, windows, may_stream=may_stream)
-    room = _device_room(device, memory_budget, output_bytes)
+    room = device_room(device, memory_budget, output_bytes)
     if windows:
         kind: Kind = "host" if placement == "host" else "pinned" if placement == "pinned" else "device"
         return _stream(size_bytes, kind, room if kind == "device" else host, "as asked for")
@@ -116,7 +108,7 @@ def choose(
 
 
 def _step_down(
-    archives: Sequence[Archive], rooms: "tuple[_Room, _Room, _Room]", size_bytes: int, windows: bool | None, *, may_stream: bool
+    archives: Sequence[Archive], rooms: tuple[Room, Room, Room], size_bytes: int, windows: bool | None, *, may_stream: bool
 ) -> Plan:
     """Take what comes next where rows do not fit the device: page-locked memory, windows, batches of the CPU; each is logged.
 
@@ -164,49 +156,6 @@ def _must_stream(archives: Sequence[Archive], windows: bool | None, *, may_strea
     return True if far else windows
 
 
-@dataclass(frozen=True, slots=True)
-class _Room:
-    """What a budget allows of some memory; None where none is given."""
-
-    limit: int
-    words: str
-    budget: float | None = None
-
-    @property
-    def window_bytes(self) -> int:
-        """Give the bytes of each of two windows, 0 where they are too few."""
-        half = self.limit // 2 // PAGE_BYTES * PAGE_BYTES
-        if self.budget is None:
-            half = min(WINDOW_BYTES, 1 << max(0, half.bit_length() - 1))
-        return half if half >= LEAST_WINDOW else 0
-
-    def less(self, table_bytes: int) -> "_Room":
-        """Return what is left for rows beside tables."""
-        if not table_bytes:
-            return self
-        return _Room(max(0, self.limit - table_bytes), f"{self.words}, {size_words(table_bytes)} of it for tables", self.budget)
-
-    def holds(self, size_bytes: int) -> bool:
-        return size_bytes <= self.limit
-
-    def miss(self, size_bytes: int) -> str:
-        return f"{size_words(size_bytes)} of rows exceed {self.words}"
-
-    def fit(self, size_bytes: int, cure: str) -> str:
-        """Say that the rows fit; raise DeviceError naming the sizes where they do not."""
-        if self.holds(size_bytes):
-            return f"{size_words(size_bytes)} of rows fit {self.words}"
-        raise DeviceError(f"{self.miss(size_bytes)}; choose {cure}")
-
-
-def _device_room(device: Device, asked: float | None, output_bytes: int) -> _Room:
-    free, total = device.memory()
-    limit = _budget_bytes("memory_budget", asked, free)
-    if limit is None:
-        limit = max(0, free - max(RESERVE_BYTES, output_bytes))
-    return _Room(limit, f"the budget of {size_words(limit)} on {device.name}, {size_words(free)} of {size_words(total)} being free", asked)
-
-
 def _node_plan(node: Division | None, size_bytes: int) -> Plan:
     """Plan to divide the rows. Raises DeviceError where that is not possible."""
     if node is None or not node.shares:
@@ -217,29 +166,10 @@ def _node_plan(node: Division | None, size_bytes: int) -> Plan:
 
 def _limit_of_rows(asked: float | None, output_bytes: int, table_bytes: int, device: Device) -> int:
     """Give the bytes that resident rows may take on a device."""
-    return _device_room(device, asked, output_bytes).less(table_bytes).limit
+    return device_room(device, asked, output_bytes).less(table_bytes).limit
 
 
-def _host_room(layout: Layout, budget: float | None, *, is_shared: bool) -> _Room:
-    free = available_bytes()
-    if is_shared and Arena.exists(layout.arena_bytes, layout.name()):  # pinned by another rank: this one needs nothing more
-        return _Room(layout.size_bytes, "the memory that other processes hold them in")
-    limit = _budget_bytes("host_budget", budget, free)
-    limit = free // 2 if limit is None else limit
-    return _Room(limit, f"the budget of {size_words(limit)} on the host, {size_words(free)} being available", budget)
-
-
-def _budget_bytes(name: str, budget: float | None, free: int) -> int | None:
-    if budget is None:
-        return None
-    expected = "bytes as an int, or a fraction of what is free as a float in 0..1"
-    number, is_bytes = real(name, budget, expected), isinstance(budget, Integral)
-    if not number >= 0 or not (is_bytes or number <= 1):
-        raise ValueError(f"{name} is {budget!r}, expected {expected}")
-    return int(budget) if is_bytes else int(number * free)
-
-
-def _choose_host(size_bytes: int, host: _Room, windows: bool | None, *, may_stream: bool) -> Plan:
+def _choose_host(size_bytes: int, host: Room, windows: bool | None, *, may_stream: bool) -> Plan:
     """Let rows lie in the page cache, or stream through windows what does not fit; where neither may be, read it from the disk."""
     if windows:
         return _stream(size_bytes, "host", host, "as asked for")
@@ -251,7 +181,7 @@ def _choose_host(size_bytes: int, host: _Room, windows: bool | None, *, may_stre
     return Plan("host", size_bytes, f"{host.miss(size_bytes)}, the rest is read from the disk")
 
 
-def _stream(size_bytes: int, kind: Kind, room: _Room, why: str) -> Plan:
+def _stream(size_bytes: int, kind: Kind, room: Room, why: str) -> Plan:
     """Plan two windows. Raises DeviceError where the budget has no room for them."""
     if not room.window_bytes:
         raise DeviceError(f"{room.words} has no room for two windows of {size_words(LEAST_WINDOW)}; raise it")

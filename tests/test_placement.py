@@ -18,7 +18,7 @@ from cells import matrix
 from emulator.device import EmulatedDevice
 from packed_cells import byte_of, flip, write_packed
 
-from scdl_gpu import convert_h5ad, placement, reader, slab
+from scdl_gpu import budget, convert_h5ad, placement, reader, slab
 from scdl_gpu.archive.packed import open_packed
 from scdl_gpu.archive.raw import RawArchive, open_raw
 from scdl_gpu.device import size_words
@@ -306,7 +306,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Give the function that says how much memory the host has available; 100 MiB at first."""
 
     def set_to(available: int) -> None:
-        monkeypatch.setattr(placement, "available_bytes", lambda: available)
+        monkeypatch.setattr(budget, "available_bytes", lambda: available)
 
     set_to(100 << 20)
     return set_to

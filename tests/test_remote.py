@@ -28,7 +28,7 @@ from served import Asked, Server, serving
 from scdl_gpu import ArchiveError, Batch, GPUBatchLoader, SingleCellMemMapDataset, reader, transport, windows
 from scdl_gpu.archive.mirror import open_remote
 from scdl_gpu.archive.packed import open_archive, open_packed
-from scdl_gpu.placement import LEAST_WINDOW
+from scdl_gpu.budget import LEAST_WINDOW
 from scdl_gpu.row_source import source_of
 
 N_ROWS, N_ROWS_A_SHARD = 600, 200

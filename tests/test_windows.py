@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from scdl_gpu import ArchiveError, Batch, DeviceError, GPUBatchLoader, SingleCellMemMapDataset, reader, windows
 from scdl_gpu.archive.packed import open_packed
-from scdl_gpu.placement import LEAST_WINDOW
+from scdl_gpu.budget import LEAST_WINDOW
 
 EMULATED, GPU = ([(kind, placement) for placement in ("device", "pinned", "host")] for kind in ("emulated", "gpu"))
 WHERE = [("cpu", "auto"), *EMULATED, *(pytest.param(one, marks=pytest.mark.gpu) for one in GPU)]

@@ -12,7 +12,7 @@ FLOORS = {
     7: "loader collection",
     6: "cuda_assembly",
     5: "dataset placement windows",
-    4: "rows division obs assembly pack filling",
+    4: "rows division obs assembly pack filling budget",
     3: "convert slab collate neighbors shards buffers tables row_source faults runs window window_order peers",
     2: "archive backend device order sampler",
     1: "kernels reader arena",

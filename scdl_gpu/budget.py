@@ -1,0 +1,89 @@
+"""What a budget allows of some memory: of a device, or of the host.
+
+Knows what is free and what was granted, not which rows lie where. Where nothing is granted half of the host's memory is taken, and
+of a device's all but what its model may need: too little is made good by a budget, too much ends a job.
+"""
+
+from dataclasses import dataclass
+from numbers import Integral
+
+from scdl_gpu.arena import Arena, available_bytes
+from scdl_gpu.arguments import real
+from scdl_gpu.device import Device, size_words
+from scdl_gpu.errors import DeviceError
+from scdl_gpu.reader import PAGE_BYTES
+from scdl_gpu.slab import Layout
+
+RESERVE_BYTES = 4 << 30
+"""Of the device's free memory, left to the model where no budget is given."""
+WINDOW_BYTES = 4 << 30
+"""Of a window where no budget is given: 4,096 extents of 1 MiB shuffle a batch of 1,024 nearly as a permutation does, the labels' shares
+vary by a quarter more; larger ones gain little, and are longer in coming (docs/streaming.md)."""
+LEAST_WINDOW = 1 << 16
+"""Bytes that no window is smaller than."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a budget allows of some memory; None where none is given."""
+
+    limit: int
+    words: str
+    budget: float | None = None
+
+    @property
+    def window_bytes(self) -> int:
+        """Give the bytes of each of two windows, 0 where they are too few."""
+        half = self.limit // 2 // PAGE_BYTES * PAGE_BYTES
+        if self.budget is None:
+            half = min(WINDOW_BYTES, 1 << max(0, half.bit_length() - 1))
+        return half if half >= LEAST_WINDOW else 0
+
+    def less(self, table_bytes: int) -> "Room":
+        """Return what is left for rows beside tables."""
+        if not table_bytes:
+            return self
+        return Room(max(0, self.limit - table_bytes), f"{self.words}, {size_words(table_bytes)} of it for tables", self.budget)
+
+    def holds(self, size_bytes: int) -> bool:
+        """Tell whether rows fit."""
+        return size_bytes <= self.limit
+
+    def miss(self, size_bytes: int) -> str:
+        """Say that rows do not fit."""
+        return f"{size_words(size_bytes)} of rows exceed {self.words}"
+
+    def fit(self, size_bytes: int, cure: str) -> str:
+        """Say that the rows fit; raise DeviceError naming the sizes where they do not."""
+        if self.holds(size_bytes):
+            return f"{size_words(size_bytes)} of rows fit {self.words}"
+        raise DeviceError(f"{self.miss(size_bytes)}; choose {cure}")
+
+
+def device_room(device: Device, asked: float | None, output_bytes: int) -> Room:
+    """Find what a device has for rows and windows, beside batches, which need `output_bytes`. Raises ValueError for no budget."""
+    free, total = device.memory()
+    limit = _budget_bytes("memory_budget", asked, free)
+    if limit is None:
+        limit = max(0, free - max(RESERVE_BYTES, output_bytes))
+    return Room(limit, f"the budget of {size_words(limit)} on {device.name}, {size_words(free)} of {size_words(total)} being free", asked)
+
+
+def host_room(layout: Layout, budget: float | None, *, is_shared: bool) -> Room:
+    """Find what the host has. is_shared: whether rows may lie in memory of another process. Raises ValueError for no budget."""
+    free = available_bytes()
+    if is_shared and Arena.exists(layout.arena_bytes, layout.name()):  # pinned by another rank: this one needs nothing more
+        return Room(layout.size_bytes, "the memory that other processes hold them in")
+    limit = _budget_bytes("host_budget", budget, free)
+    limit = free // 2 if limit is None else limit
+    return Room(limit, f"the budget of {size_words(limit)} on the host, {size_words(free)} being available", budget)
+
+
+def _budget_bytes(name: str, budget: float | None, free: int) -> int | None:
+    if budget is None:
+        return None
+    expected = "bytes as an int, or a fraction of what is free as a float in 0..1"
+    number, is_bytes = real(name, budget, expected), isinstance(budget, Integral)
+    if not number >= 0 or not (is_bytes or number <= 1):
+        raise ValueError(f"{name} is {budget!r}, expected {expected}")
+    return int(budget) if is_bytes else int(number * free)
