@@ -4,7 +4,9 @@ Knows what is free and what was granted, not which rows lie where. Where nothing
 of a device's all but what its model may need: too little is made good by a budget, too much ends a job.
 """
 
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 from scdl_gpu.arena import Arena, available_bytes
@@ -21,29 +23,42 @@ WINDOW_BYTES = 4 << 30
 vary by a quarter more; larger ones gain little, and are longer in coming (docs/streaming.md)."""
 LEAST_WINDOW = 1 << 16
 """Bytes that no window is smaller than."""
+Suits = Callable[[int], bool]
+"""Tells whether windows of so many bytes hold a batch in every epoch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a budget allows of some memory; None where none is given."""
+    """What a budget allows of some memory; None where none is given. sharers: processes that have windows of their own there."""
 
     limit: int
     words: str
     budget: float | None = None
+    sharers: int = 1
+    suits: Suits = lambda _: True
 
     @property
     def window_bytes(self) -> int:
-        """Give the bytes of each of two windows, 0 where they are too few."""
-        half = self.limit // 2 // PAGE_BYTES * PAGE_BYTES
-        if self.budget is None:
-            half = min(WINDOW_BYTES, 1 << max(0, half.bit_length() - 1))
-        return half if half >= LEAST_WINDOW else 0
+        """Give the bytes of each of two windows, 0 where they are too few; where no budget is given as many as suit, if there are."""
+        most = self.limit // (2 if self.budget is not None else 2 * self.sharers) // PAGE_BYTES * PAGE_BYTES
+        if most < LEAST_WINDOW or self.budget is not None:
+            return most if most >= LEAST_WINDOW else 0
+        size = min(WINDOW_BYTES, 1 << (most.bit_length() - 1))
+        while size < most and not self.suits(size):
+            size = min(2 * size, most)
+        return size
+
+    @property
+    def has_windows(self) -> bool:
+        """Tell whether rows may stream there unasked."""
+        return bool(self.window_bytes) and self.suits(self.window_bytes)
 
     def less(self, table_bytes: int) -> "Room":
         """Return what is left for rows beside tables."""
         if not table_bytes:
             return self
-        return Room(max(0, self.limit - table_bytes), f"{self.words}, {size_words(table_bytes)} of it for tables", self.budget)
+        limit, words = max(0, self.limit - table_bytes), f"{self.words}, {size_words(table_bytes)} of it for tables"
+        return replace(self, limit=limit, words=words)
 
     def holds(self, size_bytes: int) -> bool:
         """Tell whether rows fit."""
@@ -76,7 +91,15 @@ def host_room(layout: Layout, budget: float | None, *, is_shared: bool) -> Room:
         return Room(layout.size_bytes, "the memory that other processes hold them in")
     limit = _budget_bytes("host_budget", budget, free)
     limit = free // 2 if limit is None else limit
-    return Room(limit, f"the budget of {size_words(limit)} on the host, {size_words(free)} being available", budget)
+    return Room(limit, f"the budget of {size_words(limit)} on the host, {size_words(free)} being available", budget, sharers(os.environ))
+
+
+def sharers(environment: Mapping[str, str]) -> int:
+    """Count the processes of a job on this node, as torchrun tells them; 1 where nobody does. Raises ValueError for what is no number."""
+    told = environment.get("LOCAL_WORLD_SIZE", "1")
+    if not (told.isascii() and told.isdecimal() and int(told)):
+        raise ValueError(f"the environment has LOCAL_WORLD_SIZE={told!r}, expected the number of processes on this node")
+    return int(told)
 
 
 def _budget_bytes(name: str, budget: float | None, free: int) -> int | None:

@@ -7,6 +7,7 @@ at the end of the epoch: asking for it with every batch would cost as much of th
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -24,11 +25,12 @@ from scdl_gpu.kernels.gpu import Table
 from scdl_gpu.kernels.packed import ORDER
 from scdl_gpu.kernels.packed import PACKED as PACKED_SHARD
 from scdl_gpu.kernels.shards import FAULTS, SHARD, kind_of
+from scdl_gpu.order import Order
 from scdl_gpu.peers import peers_for
 from scdl_gpu.placement import Placed, Plan, choose, place
 from scdl_gpu.shards import Shards
 from scdl_gpu.window import Window, upload
-from scdl_gpu.windows import Windows, one_row
+from scdl_gpu.windows import Windows, holds_batches, one_row
 
 OBS, PACKED = "obs ", "packed "
 """What the names of obs columns, and of all that tells where rows of packed shards lie, begin with in a parcel."""
@@ -304,7 +306,7 @@ def assembler_for(
     placement: str,
     windows: bool | None,
     budgets: tuple[float | None, float | None],
-    batch_size: int,
+    order: Order,
     may_stream: bool,
     is_divided: bool,
 ) -> tuple[Assembler, Windows | None]:
@@ -314,7 +316,7 @@ def assembler_for(
     of torch.distributed divide the epoch among them, and so all make this loader. Returns also the windows that rows stream through,
     None where all are resident. Raises ValueError for arguments, DeviceError for what the machine lacks; then nothing is left in memory.
     """
-    chosen = device_of(device)
+    chosen, batch_size = device_of(device), order.batch_size
     peers = peers_for(placement, may_meet=is_divided and chosen is not None and not windows)
     plan = choose(
         shards.archives,
@@ -327,6 +329,7 @@ def assembler_for(
         may_stream=may_stream,
         table_bytes=_table_bytes(shards, output),
         peers=peers,
+        suits=partial(holds_batches, shards, order),
     )
     streamed = None
     if plan.window_bytes and plan.kind != "node":

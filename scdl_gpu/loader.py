@@ -120,7 +120,7 @@ class GPUBatchLoader(IterableDataset[Batch]):
             placement=placement,
             windows=windows,
             budgets=(memory_budget, host_budget),
-            batch_size=batch_size,
+            order=self._order,
             may_stream=not is_sampled,
             is_divided=rank is None and world_size is None and not is_sampled,
         )

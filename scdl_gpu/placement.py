@@ -22,7 +22,7 @@ from scdl_gpu.archive.raw import RawArchive
 from scdl_gpu.archive.remote import WAY_OUT
 from scdl_gpu.arena import Arena
 from scdl_gpu.arguments import truth
-from scdl_gpu.budget import LEAST_WINDOW, Room, device_room, host_room
+from scdl_gpu.budget import LEAST_WINDOW, Room, Suits, device_room, host_room
 from scdl_gpu.device import Device, size_words
 from scdl_gpu.division import Division, Spot, divide, place_divided, spots_of
 from scdl_gpu.errors import DeviceError
@@ -65,6 +65,7 @@ def choose(
     may_stream: bool = True,
     table_bytes: int = 0,
     peers: Peers | None = None,
+    suits: Suits = lambda _: True,
 ) -> Plan:
     """Choose the placement of `archives` for `device`, None being the CPU.
 
@@ -75,6 +76,8 @@ def choose(
     of their kind of memory; where none is given each has at most WINDOW_BYTES, and a power of two. A step down from the device is
     logged as a warning. may_stream: False where the order is not ours to choose.
     table_bytes: what lies on the device beside resident rows, tables of shards and gene orders; they have to fit together.
+    suits: whether windows of so many bytes hold a batch; without a budget they are larger where it takes that, and what nobody asked to
+    stream does not through others. Ranks of a node have windows of their own, and share the half of the host where no budget is given.
     Raises ValueError for arguments, DeviceError with the sizes where the rows do not fit.
     """
     windows = None if windows is None else truth("windows", windows)
@@ -88,9 +91,10 @@ def choose(
     if placement == "node":
         return _node_plan(node, size_bytes)
     host = host_room(layout, host_budget, is_shared=device is not None and not windows)
+    host = replace(host, suits=suits)
     if device is None:
         return _choose_host(size_bytes, host, windows, may_stream=may_stream)
-    room = device_room(device, memory_budget, output_bytes)
+    room = replace(device_room(device, memory_budget, output_bytes), suits=suits)
     if windows:
         kind: Kind = "host" if placement == "host" else "pinned" if placement == "pinned" else "device"
         return _stream(size_bytes, kind, room if kind == "device" else host, "as asked for")
@@ -119,7 +123,7 @@ def _step_down(
         why = f"{resident.miss(size_bytes)}; {host.fit(size_bytes, '')}"
         logger.warning("rows are placed in page-locked memory of the host, and every batch comes over the bus: %s", why)
         return Plan("pinned", size_bytes, why)
-    if windows is None and may_stream and room.window_bytes:
+    if windows is None and may_stream and room.has_windows:
         why = f"{resident.miss(size_bytes)}; {host.miss(size_bytes)}"
         logger.warning("rows stream through windows in memory of the device: %s", why)
         return _stream(size_bytes, "device", room, why)
@@ -175,7 +179,7 @@ def _choose_host(size_bytes: int, host: Room, windows: bool | None, *, may_strea
         return _stream(size_bytes, "host", host, "as asked for")
     if host.holds(size_bytes) or windows is False:
         return Plan("host", size_bytes, host.fit(size_bytes, "windows=None to stream what the memory cannot keep"))
-    if may_stream and host.window_bytes:
+    if may_stream and host.has_windows:
         return _stream(size_bytes, "host", host, host.miss(size_bytes))
     logger.warning("%s: what the page cache cannot keep is read from the disk, and shuffled batches wait for it", host.miss(size_bytes))
     return Plan("host", size_bytes, f"{host.miss(size_bytes)}, the rest is read from the disk")

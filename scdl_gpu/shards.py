@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from scdl_gpu.archive.blocks import Block
 from scdl_gpu.archive.columns import Column
+from scdl_gpu.archive.cuts import Cuts, cut
 from scdl_gpu.archive.dtypes import exact_dtype
 from scdl_gpu.archive.features import VariableFeatureIndex
 from scdl_gpu.archive.packed import open_archive
@@ -50,6 +51,7 @@ class Shards:
         self.n_vars = _common_width(self.archives)
         self.gene_order = gene_order
         self.parts = Parts.of(self.archives, self.n_vars, listed=self.listed, is_stored=gene_order == "stored")
+        self._cuts: tuple[int, Cuts] | None = None
         self.n_rows = self.parts.n_rows
         self.nnz = int(np.array([archive.nnz for archive in self.archives], np.int64)[self.listed].sum())
 
@@ -79,6 +81,12 @@ class Shards:
     def numbers(self) -> Ints:
         """The var number of each column of a row, (n_vars,): all in ascending order, but for gene_order="stored"."""
         return self.parts.orders.numbers
+
+    def cuts(self, extent_bytes: int) -> Cuts:
+        """Cut the rows into extents of this size; those that were asked for last are kept. Raises ArchiveError for damaged pointers."""
+        if self._cuts is None or self._cuts[0] != extent_bytes:
+            self._cuts = extent_bytes, cut(self.parts, extent_bytes)
+        return self._cuts[1]
 
     def check(self, rows: Ints) -> None:
         """Raise IndexError naming a row out of range."""

@@ -50,6 +50,11 @@ def least_rows(order: Order) -> int:
     return min(order.batch_size, -(-order.n_rows // order.world_size)) if order.steps() else 0
 
 
+def fits(order: Order, cuts: Cuts, window_bytes: int) -> bool:
+    """Tell whether windows of so many bytes hold the largest extent, and a batch."""
+    return int(cuts.size_bytes.max(initial=0)) <= window_bytes and fewest_rows(cuts, window_bytes) >= least_rows(order)
+
+
 def fewest_rows(cuts: Cuts, window_bytes: int) -> int:
     """Bound from below the rows of a window that is not its rank's last, in whatever order extents come; each fits a window.
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from scdl_gpu import reader
-from scdl_gpu.archive.cuts import Cuts, cut, starts
+from scdl_gpu.archive.cuts import starts
 from scdl_gpu.archive.parts import Part
 from scdl_gpu.archive.payload import open_file, open_shard
 from scdl_gpu.arena import available_bytes, pages
@@ -33,7 +33,7 @@ from scdl_gpu.order import Order
 from scdl_gpu.shards import Shards
 from scdl_gpu.slab import THREADS, Bounced, InPlace, Sink
 from scdl_gpu.window import Window
-from scdl_gpu.window_order import WindowOrder, WindowRows, extent_bytes_of
+from scdl_gpu.window_order import WindowOrder, WindowRows, extent_bytes_of, fits
 
 MOST_ITEM_BYTES = 16
 """Of an element: column and value, of 8 bytes each."""
@@ -116,6 +116,11 @@ def _watch_exit() -> None:
     threading._register_atexit(_cancel_all)  # type: ignore[attr-defined]
 
 
+def holds_batches(shards: Shards, order: Order, window_bytes: int) -> bool:
+    """Tell whether windows of so many bytes hold the batches of every epoch. Raises ArchiveError for damaged row pointers."""
+    return fits(order, shards.cuts(extent_bytes_of(window_bytes)), window_bytes)
+
+
 class Windows:
     """The memory and the files that windows of `shards` go through; one epoch at a time has them, another one makes its own.
 
@@ -128,7 +133,6 @@ class Windows:
         self.reaches_device = kind == "device" and reader.reaches_device()
         self.part_starts = np.concatenate(([0], shards.parts.ends[:-1]))
         self.report = Streaming(path="" if shards.parts.is_remote else reader.path_in_use())
-        self._cuts: Cuts | None = None
         self._is_direct = stored_bytes > available_bytes()
         self._files: dict[Any, reader.AnyFile] = {}
         self._slots: list[_Slot] = []
@@ -139,9 +143,8 @@ class Windows:
     def order(self, order: Order) -> WindowOrder:
         """Make the order of windows of these shards, for ranks, batches and seed as `order` has them."""
         extent_bytes = extent_bytes_of(self.window_bytes)
-        if self._cuts is None:
-            self._cuts = cut(self.shards.parts, extent_bytes)
-        return WindowOrder(order, self._cuts, self.part_starts, window_bytes=self.window_bytes, extent_bytes=extent_bytes)
+        cuts = self.shards.cuts(extent_bytes)
+        return WindowOrder(order, cuts, self.part_starts, window_bytes=self.window_bytes, extent_bytes=extent_bytes)
 
     def stream(self, todo: Sequence[WindowRows]) -> "Stream":
         """Begin to fill windows, in this order."""

@@ -587,3 +587,10 @@ def test_ranks_do_not_stream_each_for_itself(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="ranks must all stream, or none: give windows=True on every one of them"):
         GPUBatchLoader(path, 16, device="cpu", host_budget=2 * LEAST_WINDOW, rank=0, world_size=2)
+
+
+def test_what_no_window_holds_does_not_stream_by_itself(tmp_path: Path) -> None:
+    """Where windows of the budget might not hold a batch, rows that fit nowhere are read from the page cache, as where there is no room."""
+    path = write(tmp_path / "a", matrix(n_rows=4000))
+
+    assert GPUBatchLoader(path, 1000, device="cpu", host_budget=2 * LEAST_WINDOW).streaming is None
