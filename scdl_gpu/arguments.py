@@ -37,10 +37,10 @@ def real(name: str, value: Any, expected: str) -> float:
     return float(value)
 
 
-def truth(name: str, value: Any) -> bool:
-    """Return a truth value as a bool. Raises TypeError for anything else."""
+def truth(name: str, value: Any, expected: str = "True or False") -> bool:
+    """Return a truth value as a bool. Raises TypeError for anything else, saying what was expected."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} is {shown(value)}, expected True or False")
+        raise TypeError(f"{name} is {shown(value)}, expected {expected}")
     return bool(value)
 
 

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 Kind = Literal["device", "node", "pinned", "host"]
 
 PLACEMENTS = ("auto", "device", "node", "pinned", "host")
+AS_ASKED, FAR = "as asked for", "rows behind a URL stream where the CPU makes batches"
+"""Why rows stream that may fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ def choose(
     stream does not through others. Ranks of a node have windows of their own, and share the half of the host where no budget is given.
     Raises ValueError for arguments, DeviceError with the sizes where the rows do not fit.
     """
-    windows = None if windows is None else truth("windows", windows)
+    windows = None if windows is None else truth("windows", windows, "True, False or None")
+    asked = AS_ASKED if windows else FAR
     _check_asked(placement, device, windows=windows, may_stream=may_stream)
     if device is None or placement == "host":
         windows = _must_stream(archives, windows, may_stream=may_stream)
@@ -93,11 +96,11 @@ def choose(
     host = host_room(layout, host_budget, is_shared=device is not None and not windows)
     host = replace(host, suits=suits)
     if device is None:
-        return _choose_host(size_bytes, host, windows, may_stream=may_stream)
+        return _choose_host(size_bytes, host, windows, asked, may_stream=may_stream)
     room = replace(device_room(device, memory_budget, output_bytes), suits=suits)
     if windows:
         kind: Kind = "host" if placement == "host" else "pinned" if placement == "pinned" else "device"
-        return _stream(size_bytes, kind, room if kind == "device" else host, "as asked for")
+        return _stream(size_bytes, kind, room if kind == "device" else host, asked)
     resident = room.less(table_bytes)
     if placement == "auto" and node is not None and node.is_needed:
         logger.warning("rows are divided over the memory of %d devices: %s", len(node.shares), node.why)
@@ -107,7 +110,7 @@ def choose(
     if placement == "pinned":
         return Plan("pinned", size_bytes, host.fit(size_bytes, 'placement="host", windows=True, or raise host_budget'))
     if placement == "host":
-        return _choose_host(size_bytes, host, windows, may_stream=may_stream)
+        return _choose_host(size_bytes, host, windows, asked, may_stream=may_stream)
     return _step_down(archives, (resident, room, host), size_bytes, windows, may_stream=may_stream)
 
 
@@ -129,7 +132,7 @@ def _step_down(
         return _stream(size_bytes, "device", room, why)
     windows = _must_stream(archives, windows, may_stream=may_stream)
     logger.warning("batches are assembled on the CPU: %s", resident.miss(size_bytes))
-    plan = _choose_host(size_bytes, host, windows, may_stream=may_stream)
+    plan = _choose_host(size_bytes, host, windows, FAR, may_stream=may_stream)
     return replace(plan, why=f"{resident.miss(size_bytes)}; {plan.why}")
 
 
@@ -173,10 +176,13 @@ def _limit_of_rows(asked: float | None, output_bytes: int, table_bytes: int, dev
     return device_room(device, asked, output_bytes).less(table_bytes).limit
 
 
-def _choose_host(size_bytes: int, host: Room, windows: bool | None, *, may_stream: bool) -> Plan:
-    """Let rows lie in the page cache, or stream through windows what does not fit; where neither may be, read it from the disk."""
+def _choose_host(size_bytes: int, host: Room, windows: bool | None, asked: str, *, may_stream: bool) -> Plan:
+    """Let rows lie in the page cache, or stream through windows what does not fit; where neither may be, read it from the disk.
+
+    asked: why windows are True, where they are.
+    """
     if windows:
-        return _stream(size_bytes, "host", host, "as asked for")
+        return _stream(size_bytes, "host", host, asked)
     if host.holds(size_bytes) or windows is False:
         return Plan("host", size_bytes, host.fit(size_bytes, "windows=None to stream what the memory cannot keep"))
     if may_stream and host.has_windows:

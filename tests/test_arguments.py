@@ -45,7 +45,7 @@ DENSE = {"output": "dense"}
         ({"rank": 0, "world_size": 0}, ValueError, f"world_size is 0, {WHOLE} of at least 1"),
         ({"shuffle": "no"}, TypeError, "shuffle is 'no', expected True or False"),
         ({"drop_last": 1}, TypeError, "drop_last is 1, expected True or False"),
-        ({"windows": "auto"}, TypeError, "windows is 'auto', expected True or False"),
+        ({"windows": "auto"}, TypeError, "windows is 'auto', expected True, False or None"),
         ({"device": True}, TypeError, 'device is True, expected "auto", "cpu"'),
         ({"device": None}, TypeError, 'device is None, expected "auto", "cpu"'),
         ({"device": 1.0}, TypeError, 'device is 1.0, expected "auto", "cpu"'),

@@ -359,7 +359,7 @@ def test_auto_tries_device_pinned_host(
         ({"memory_budget": True}, TypeError, "memory_budget is True, expected bytes as an int"),
         ({"memory_budget": "4 GB"}, TypeError, "memory_budget is '4 GB', expected bytes as an int"),
         ({"memory_budget": np.float32(1.5)}, ValueError, "memory_budget is .*1.5.*, expected bytes as an int"),
-        ({"windows": "no"}, TypeError, "windows is 'no', expected True or False"),
+        ({"windows": "no"}, TypeError, "windows is 'no', expected True, False or None"),
         ({"host_budget": float("nan")}, ValueError, "host_budget is nan"),
         ({"placement": "device", "memory_budget": 0}, DeviceError, "KiB of rows exceed the budget of 0 bytes .*; choose placement=.pinned"),
         ({"placement": "pinned", "host_budget": 0}, DeviceError, "exceed the budget of 0 bytes on the host, .*; choose placement=.host"),

@@ -346,6 +346,16 @@ def test_a_sampler_works_where_rows_lie_on_a_device(server: Server) -> None:
     assert_rows(found)
 
 
+@pytest.mark.parametrize(
+    ("options", "why"), [({}, "rows behind a URL stream where the CPU makes batches"), ({"windows": True}, "as asked for")]
+)
+def test_the_repr_says_why_rows_stream(server: Server, options: dict[str, Any], why: str) -> None:
+    """Nobody asked for windows where a URL has them."""
+    with GPUBatchLoader(f"{server.url}/raw", 16, device="cpu", **options, **SMALL) as loader:
+        assert why in repr(loader)
+        assert ("as asked for" in repr(loader)) == bool(options)
+
+
 def test_it_does_not_go_to_worker_processes(server: Server) -> None:
     """A loader of rows behind a URL streams, and stays where it is."""
     with GPUBatchLoader(f"{server.url}/raw", device="cpu") as loader, pytest.raises(RuntimeError, match="cannot go to a worker process"):

@@ -48,7 +48,10 @@ class Strand(NamedTuple):
 
 
 def cut(parts: Parts, size_bytes: int) -> Cuts:
-    """Cut the parts of a list into extents of at most `size_bytes` of rows, or of one row. Parts of the same files are looked at once."""
+    """Cut the parts of a list into extents: what one has behind its first row is less than `size_bytes`, however long that row is.
+
+    Parts of the same files are looked at once.
+    """
     known: dict[Any, tuple[Ints, Ints]] = {}
     for part in parts.parts:
         if part.key not in known:
