@@ -20,7 +20,7 @@ from scdl_gpu.archive.join import common_dtype
 from scdl_gpu.archive.packed import PackedArchive, open_archive
 from scdl_gpu.archive.parts import Archive
 from scdl_gpu.archive.raw import ARRAY_FILES, RawArchive, check_identity, identity, open_raw
-from scdl_gpu.archive.remote import WAY_OUT
+from scdl_gpu.archive.remote import ONLY, WAY_OUT
 from scdl_gpu.archive.writer import finish
 from scdl_gpu.errors import ArchiveError
 from scdl_gpu.neighbors import strategy_of
@@ -77,7 +77,7 @@ class SingleCellMemMapDataset(ArchiveRows):
         if not isinstance(data_path, str | os.PathLike):
             raise TypeError(f"data_path is {data_path!r} ({type(data_path).__name__}), expected the path of an archive")
         if isinstance(data_path, str) and is_url(data_path):
-            raise ValueError(f"data_path is a URL, {shown(data_path)}; only GPUBatchLoader takes one: {WAY_OUT}")
+            raise ValueError(f"data_path is a URL, {shown(data_path)}; {ONLY}: {WAY_OUT}")
         if data_dtype is not None and data_dtype not in INT_ORDER + FLOAT_ORDER:
             raise ValueError(f"data_dtype {data_dtype!r} is not storable; expected one of {INT_ORDER + FLOAT_ORDER}")
         self.data_path = data_path

@@ -13,6 +13,7 @@ from scdl_gpu.transport import Pin
 
 MARKER = "remote.json"
 """In a mirror; written first, so that a mirror without it was never there."""
+ONLY = "only GPUBatchLoader, and the GPUBatchDataModule over it, take one"
 WAY_OUT = "download the whole archive and open that, for example with `wget -r`, `aws s3 sync` or `rclone copy`"
 
 

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scdl_gpu.cli.report import StoredDtypeOption, reported, tell
+from scdl_gpu.cli.report import StoredDtypeOption, path_here, reported, tell
 
 if TYPE_CHECKING:
     from scdl_gpu.archive.raw import RawArchive
 
 
 def concat(
-    archives: Annotated[list[Path], typer.Argument(metavar="ARCHIVE", help="Archives, in the order their rows are to have.")],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where the new archive goes; nothing may be there yet.")],
+    archives: Annotated[
+        list[Path], typer.Argument(metavar="ARCHIVE", parser=path_here, help="Archives, in the order their rows are to have.")
+    ],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", parser=path_here, help="Where the new archive goes; nothing may be there yet.")
+    ],
     stored_dtype: StoredDtypeOption = None,
 ) -> None:
     """Join archives, one after the other: raw ones into a raw one, packed ones into a packed one.

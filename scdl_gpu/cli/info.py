@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scdl_gpu.cli.report import StoredDtypeOption, reported, size, tell
+from scdl_gpu.cli.report import StoredDtypeOption, path_here, reported, size, tell
 
 MAX_COLUMNS = 40
 """Columns that are listed for people; JSON lists all."""
@@ -21,7 +21,7 @@ MAX_BLOCKS = 5
 
 
 def info(
-    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="The directory of an archive.")],
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", parser=path_here, help="The directory of an archive.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
     stored_dtype: StoredDtypeOption = None,
 ) -> None:

@@ -10,12 +10,14 @@ from typing import Annotated
 import typer
 
 from scdl_gpu.cli.convert import GroupByOption, ReorderVarOption, refuse_existing, summary
-from scdl_gpu.cli.report import DTYPE_HELP, StoredDtypeOption, dtype_of, reported, tell
+from scdl_gpu.cli.report import DTYPE_HELP, StoredDtypeOption, dtype_of, path_here, reported, tell
 
-RawArgument = Annotated[Path, typer.Argument(metavar="RAW", help="A raw archive.")]
-PackedTarget = Annotated[Path, typer.Argument(metavar="PACKED", help="Where the packed archive goes; nothing may be there yet.")]
-PackedArgument = Annotated[Path, typer.Argument(metavar="PACKED", help="A packed archive.")]
-RawTarget = Annotated[Path, typer.Argument(metavar="RAW", help="Where the raw archive goes; nothing may be there yet.")]
+RawArgument = Annotated[Path, typer.Argument(metavar="RAW", parser=path_here, help="A raw archive.")]
+PackedTarget = Annotated[
+    Path, typer.Argument(metavar="PACKED", parser=path_here, help="Where the packed archive goes; nothing may be there yet.")
+]
+PackedArgument = Annotated[Path, typer.Argument(metavar="PACKED", parser=path_here, help="A packed archive.")]
+RawTarget = Annotated[Path, typer.Argument(metavar="RAW", parser=path_here, help="Where the raw archive goes; nothing may be there yet.")]
 ShardOption = Annotated[int, typer.Option("--shard-mib", metavar="MIB", min=1, max=8192, help="Size that shards aim at.")]
 DtypeOption = Annotated[
     str | None, typer.Option("--data-dtype", callback=dtype_of, metavar="DTYPE", help=DTYPE_HELP, show_default="that of the source")

@@ -7,6 +7,7 @@ else is a mistake in this program and keeps its traceback.
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -45,6 +46,17 @@ DataDtypeOption = Annotated[
 StoredDtypeOption = Annotated[
     str | None, typer.Option(callback=dtype_of, metavar="DTYPE", help="Dtype of the values of raw archives that do not record it.")
 ]
+
+
+def path_here(text: str) -> Path:
+    """Take a path. Raises ValueError for a URL, which would be told to be no directory."""
+    if "://" in text:
+        from scdl_gpu.archive.remote import ONLY, WAY_OUT
+        from scdl_gpu.transport import is_url, shown
+
+        if is_url(text):
+            raise ValueError(f"{shown(text)} is a URL, expected a path: {ONLY}; {WAY_OUT}")
+    return Path(text)
 
 
 def _print_version(asked: bool) -> None:

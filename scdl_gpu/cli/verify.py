@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from scdl_gpu.cli.report import StoredDtypeOption, reported, size
+from scdl_gpu.cli.report import StoredDtypeOption, path_here, reported, size
 
 
 def verify(
-    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="The directory of an archive.")],
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", parser=path_here, help="The directory of an archive.")],
     stored_dtype: StoredDtypeOption = None,
 ) -> None:
     """Read all of an archive, name a fault.
