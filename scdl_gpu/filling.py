@@ -4,8 +4,9 @@ Knows extents and files, not which window comes when. For a device rows are chec
 every gather checks its own.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import CancelledError, Executor
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -57,11 +58,12 @@ class _Laid(NamedTuple):
 
 
 def fill_window(
-    source: Source, base: int, sink: Sink, rows: WindowRows, pool: Executor, check_open: Callable[[], None]
+    source: Source, base: int, sink: Sink, rows: WindowRows, pool: Executor, left: threading.Event
 ) -> tuple[Window, int]:
     """Read the rows of a window to memory that readers see at `base`; returns the window, and the bytes read.
 
-    check_open: called before each piece, may raise. Raises ArchiveError for what cannot be read, and, for a device, for damaged rows.
+    left: set when nobody waits for them any more; then CancelledError is raised.
+    Raises ArchiveError for what cannot be read, and, for a device, for damaged rows.
     """
     numbers = source.shards.parts.part_of[rows.part]
     laid: list[_Laid] = []
@@ -69,8 +71,9 @@ def fill_window(
 
     def pieces() -> Iterator[Piece]:
         for number, first, count in zip(numbers.tolist(), rows.first.tolist(), rows.counts.tolist(), strict=True):
-            check_open()
-            laid.append(_lay(source, source.shards.parts.parts[number], first, count, laid[-1].end if laid else 0))
+            if left.is_set():
+                raise CancelledError("the iteration was left")
+            laid.append(_lay(source, left, source.shards.parts.parts[number], first, count, laid[-1].end if laid else 0))
             yield laid[-1].piece
 
     is_sorted = copy_pieces(pieces(), sink, pool, counted.append)
@@ -103,14 +106,14 @@ def _verify_there(window: Window, device: Device) -> None:
         raise ArchiveError(f"{parts.name(int(numbers[position]))} {DAMAGED_TEXT}")
 
 
-def _lay(source: Source, part: Part, first: int, count: int, at: int) -> _Laid:
+def _lay(source: Source, left: threading.Event, part: Part, first: int, count: int, at: int) -> _Laid:
     """Lay out `count` rows of a part from `first` on at `at`, whole pages, with a row table of their own."""
     if part.shard is not None:
         source.file(part, part.shard.path).check_size()  # its row table is mapped
     table, (start, stop) = _table(part, first, count)
     reads, offsets, leads = [], [], []
     for strand in strands(part, start, stop):
-        file = source.file(part, strand.path)
+        file = source.file(part, strand.path).until(left)
         begin, end = strand.pages
         is_seen = not _goes_there(source, part) if part.shard is not None else strand.path.name == FileNames.COLPTR.value
         reads.append(Read(file, begin, min(end, file.size_bytes), at, is_seen))

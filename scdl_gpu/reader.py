@@ -10,9 +10,11 @@ import functools
 import importlib
 import logging
 import os
-import time
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from concurrent.futures import CancelledError
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -59,6 +61,10 @@ class AnyFile(ABC):
 
     def check_size(self) -> None:  # noqa: B027
         """Raise ArchiveError where the file was cut since it was opened: what is mapped of it could not be read then."""
+
+    def until(self, left: threading.Event) -> Self:
+        """Give the same file, whose reads do not try again when `left` is set; those of a disk try once."""
+        return self
 
     @abstractmethod
     def close(self) -> None:
@@ -175,13 +181,20 @@ class RemoteFile(AnyFile):
         self.name, self.size_bytes = pin.name, pin.size_bytes
         self.facts = (self.path, *pin[1:])
         self._pin, self._transport = pin, transport or opened_transport(pin.url)
+        self._left = threading.Event()
         self._kvikio = _kvikio_remote(pin) if self._transport.name == "http" else None
 
     @classmethod
     def open(cls, url: str, transport: Transport | None = None) -> Self:
         """Pin the file at `url` as it is now. Raises MissingFileError where there is none, ArchiveError where it cannot be read."""
         transport = transport or opened_transport(url)
-        return cls(_tried(shown(url), lambda: transport.pin(url)), transport)
+        return cls(_tried(shown(url), lambda: transport.pin(url), threading.Event()), transport)
+
+    def until(self, left: threading.Event) -> Self:
+        """Give the same file, whose reads raise CancelledError in place of another try when `left` is set."""
+        file = copy(self)
+        file._left = left
+        return file
 
     @property
     def pin(self) -> Pin:
@@ -213,7 +226,7 @@ class RemoteFile(AnyFile):
                 raise
 
         if start < stop:
-            _tried(f"{self.path}: bytes {start:,} to {stop:,}", go_on)
+            _tried(f"{self.path}: bytes {start:,} to {stop:,}", go_on, self._left)
 
     def _kvikio_read(self, start: int, out: torch.Tensor) -> bool:
         """Read by kvikio, and see whether the file is still the one that is pinned; False, with a warning, where it could not."""
@@ -238,10 +251,12 @@ def opened_transport(url: str) -> Transport:
         raise ArchiveError(f"{shown(url)} cannot be read: {error}") from error
 
 
-def _tried(what: str, once: Callable[[], Found]) -> Found:
-    """Do something with a URL, up to TRIES times. Raises MissingFileError, ArchiveError naming it and the cause."""
-    number = 0
+def _tried(what: str, once: Callable[[], Found], left: threading.Event) -> Found:
+    """Do something with a URL, up to TRIES times, or until `left` is set. Raises MissingFileError, ArchiveError naming it and the cause."""
+    number, pause = 0, 0.0
     while True:
+        if left.wait(pause):
+            raise CancelledError(f"{what}: nobody waits for it any more")
         number += 1
         try:
             return once()
@@ -254,7 +269,7 @@ def _tried(what: str, once: Callable[[], Found]) -> Found:
                 raise ArchiveError(f"{what} cannot be read, tried {TRIES} times: {error}; check server and network") from error
             asked = error.wait_s if isinstance(error, Broken) else 0.0
             logger.info("%s: try %d failed: %s", what, number, error)
-            time.sleep(min(MOST_PAUSE_S, max(PAUSE_S * 2 ** (number - 1), asked)))
+            pause = min(MOST_PAUSE_S, max(PAUSE_S * 2 ** (number - 1), asked))
 
 
 def _kvikio_remote(pin: Pin) -> Any:

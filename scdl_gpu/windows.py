@@ -45,7 +45,8 @@ STAYS = (
 
 @dataclass(slots=True)
 class Streaming:
-    """What streaming did so far: bytes read, the seconds in which reads were in flight, windows filled, and how files are read.
+    """What streaming did so far: bytes read, the seconds in which reads were in flight, windows filled, and how files are read,
+    all ways that are in use.
 
     seconds_waited: of the consumer, for batches.
     """
@@ -135,6 +136,7 @@ class Windows:
         self.report = Streaming(path="" if shards.parts.is_remote else reader.path_in_use())
         self._is_direct = stored_bytes > available_bytes()
         self._files: dict[Any, reader.AnyFile] = {}
+        self._paths: dict[str, None] = {}
         self._slots: list[_Slot] = []
         self._streams: set[Stream] = set()
         self._is_closed = False
@@ -189,7 +191,8 @@ class Windows:
                 else:
                     file = open_shard(part.shard, is_direct=self._is_direct)
                 self._files[key] = file
-                self.report.path = file.path_in_use
+                self._paths[file.path_in_use] = None
+                self.report.path = " and ".join(self._paths)
             return self._files[key]
 
     def close(self) -> None:
@@ -225,7 +228,7 @@ class Stream:
 
     def __init__(self, windows: Windows, todo: Sequence[WindowRows]) -> None:
         self._windows, self._slots, self.todo = windows, windows.take_slots(), tuple(todo)
-        self._reached, self._is_closed = 0, False
+        self._reached, self._left = 0, threading.Event()
         self._changed = threading.Condition()
         self._readers = ThreadPoolExecutor(THREADS, thread_name_prefix="scdl-read")
         self._filler = ThreadPoolExecutor(1, thread_name_prefix="scdl-window")
@@ -253,7 +256,7 @@ class Stream:
         """Fill the memory of window k, when nobody reads window k - 2 there any more."""
         slot, device = self._slots[k % 2], self._windows.device
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closed or self._reached >= k - 1)
+            self._changed.wait_for(lambda: self._left.is_set() or self._reached >= k - 1)
             event, slot.event = slot.event, None
         self._raise_closed()
         if event is not None:
@@ -261,7 +264,7 @@ class Stream:
         begin = time.perf_counter()
         with nullcontext() if device is None else device.aside():
             try:
-                window, size_bytes = fill_window(self._windows, slot.base, slot.sink, rows, self._readers, self._raise_closed)
+                window, size_bytes = fill_window(self._windows, slot.base, slot.sink, rows, self._readers, self._left)
             finally:
                 if device is not None:
                     device.record().wait()  # waits, in this thread: no upload is under way, whatever came
@@ -271,13 +274,13 @@ class Stream:
         return window
 
     def _raise_closed(self) -> None:
-        if self._is_closed:
+        if self._left.is_set():
             raise CancelledError("the iteration was left")
 
     def cancel(self) -> None:
         """Let no more windows come; who waits for one is told so."""
         with self._changed:
-            self._is_closed = True
+            self._left.set()
             self._changed.notify_all()
         for future in self._futures:
             future.cancel()
@@ -305,5 +308,5 @@ def one_row(shards: Shards, row: int) -> Iterator[tuple[Window, NDArray[np.int64
     memory = pages(max(0, end - begin) * MOST_ITEM_BYTES + 4 * reader.PAGE_BYTES + SLACK_BYTES)
     rows = WindowRows(0, 1, 0, 1, 1, np.array([number], np.int32), np.array([local]), np.ones(1, np.int64))
     with ThreadPoolExecutor(1) as pool, closing(windows):
-        window, _ = fill_window(windows, memory.data_ptr(), InPlace(memory), rows, pool, lambda: None)
+        window, _ = fill_window(windows, memory.data_ptr(), InPlace(memory), rows, pool, threading.Event())
         yield window, np.zeros(1, np.int64)

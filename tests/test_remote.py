@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,6 +38,8 @@ SMALL: dict[str, Any] = {"host_budget": 2 * LEAST_WINDOW, "memory_budget": 2 * L
 CELLS = matrix(n_rows=N_ROWS)
 PAYLOAD = ("data.npy", "col_ptr.npy", ".scdp")
 KINDS = ["raw", "packed"]
+PAUSE_S = 25.0
+"""Longer than any machine stalls."""
 PLACES = [
     ("cpu", None, "auto"),
     ("emulated", True, "device"),
@@ -212,14 +215,15 @@ def test_a_busy_server_is_left_alone_as_long_as_it_asks(server: Server, monkeypa
     """Pauses double, but are as long as Retry-After says where that is longer, up to a limit."""
     pauses: list[float] = []
     monkeypatch.setattr(reader, "PAUSE_S", 1.0)
-    monkeypatch.setattr(reader.time, "sleep", pauses.append)
+    left = threading.Event()
+    monkeypatch.setattr(left, "wait", pauses.append)
     with reader.RemoteFile.open(f"{server.url}/raw/data.npy") as file:
         faults = iter(["503", "503", "429 7", "503 4000", "500"])
         server.fault = lambda _: next(faults, None)
 
-        file.read(0, 10, torch.zeros(10, dtype=torch.uint8))
+        file.until(left).read(0, 10, torch.zeros(10, dtype=torch.uint8))
 
-    assert pauses == [1, 2, 7, 30, 16]
+    assert pauses == [0, 1, 2, 7, 30, 16]
 
 
 @pytest.mark.parametrize(
@@ -251,6 +255,23 @@ def test_what_stays_is_named_and_the_epoch_goes_on_later(server: Server, kind: s
     for rest in (left, again):
         assert [rows for rows, _ in found + rest] == [rows for rows, _ in whole]
         assert_rows(rest)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_leaving_an_epoch_ends_all_tries(server: Server, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An iteration that is left while a server fails asks for no range again, and waits for no pause."""
+    with GPUBatchLoader(f"{server.url}/{kind}", 16, device="cpu", **SMALL) as loader:
+        batches = iter(loader)
+        next(batches)
+        monkeypatch.setattr(reader, "PAUSE_S", PAUSE_S)
+        monkeypatch.setattr(reader, "TRIES", 20)
+        before, fault, failed = len(server.asked), failing("503", 1 << 30), threading.Event()
+        server.fault = lambda asked: (fault(asked), failed.set())[0]
+        while not failed.wait(0.01):
+            next(batches)
+        batches.close()  # type: ignore[attr-defined]
+
+    assert 0 < len(server.asked) - before <= 8  # one try in each thread that reads
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -325,7 +346,7 @@ def test_a_mirror_is_no_archive(server: Server, kind: str) -> None:
             opens()
     with pytest.raises(ArchiveError, match=rf"{server.url}/{kind} is not on this machine; download"):
         source_of(archive)
-    with pytest.raises(ValueError, match=r"data_path is a URL, .*only GPUBatchLoader takes one: download"):
+    with pytest.raises(ValueError, match=r"data_path is a URL, .*only GPUBatchLoader, .* take one: download"):
         SingleCellMemMapDataset(f"{server.url}/{kind}")
 
 

@@ -503,6 +503,19 @@ def test_files_larger_than_memory_are_read_past_the_page_cache(packed: Path, mon
     assert_rows(found, matrix())
 
 
+def test_all_ways_of_reading_are_told(raw: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one file is read directly and another is not, the report names both."""
+    monkeypatch.setattr(windows, "available_bytes", lambda: 0)
+    opened = reader.File._open_direct
+    monkeypatch.setattr(reader.File, "_open_direct", lambda file: opened(file) if file.name.endswith(".scdp") else -1)
+
+    with GPUBatchLoader([raw, packed], 16, device="cpu", **SMALL) as loader:
+        list(loader)
+        assert loader.streaming is not None
+        ways = loader.streaming.path.split(" and ")
+        assert sorted(way.partition(":")[0] for way in ways) == ["preadv", "preadv with O_DIRECT"]
+
+
 def test_a_loader_that_goes_away_closes_its_files(raw: Path) -> None:
     """Nothing keeps files open when the loader is gone."""
 
