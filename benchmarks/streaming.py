@@ -164,7 +164,7 @@ def peers_of(source: Path, raw: Path, arguments: argparse.Namespace) -> contest.
     names = list(dict.fromkeys(variants[label] for label in arguments.peers))
     found = contenders.peers(names, opened, source.parent, home=arguments.environments, builds=False, archive=raw, say=say)
     chosen = [placed(one) for label in arguments.peers for one in found if one.label == label]
-    rules = contest.Rules(max_s=arguments.peer_seconds, check=2)
+    rules = contest.Rules(max_s=arguments.peer_seconds, check=2, turn_s=600 + arguments.peer_seconds, loader_s=float("inf"))
     made = contest.Contest(opened, chosen, rules, logs=arguments.logs, say=say)
     made.convert()
     return made

@@ -4,24 +4,16 @@ Run by scdl_gpu/bench/serve.py, in an environment that has it. An archive is mad
 """
 
 import tempfile
-from importlib import metadata
 from pathlib import Path
 
 MODULE, PYTHON = "bionemo.scdl", (3, 10)
 REQUIRES = ["bionemo-scdl==0.1.3", "torch"]
-READS_ARCHIVES = True
+USES, PACKAGES = ("bionemo.scdl.io.single_cell_collection", "torch.utils.data"), ("bionemo-scdl", "torch", "numpy")
+READS_ARCHIVES, ONLY_X, SAMPLINGS = True, False, ("shuffle", "sequential", "random")
 VARIANTS = [
     {"label": "bionemo-scdl", "store": "bionemo-scdl", "workers": 0},
     {"label": "bionemo-scdl, 2 workers", "store": "bionemo-scdl", "workers": 2},
 ]
-
-
-def facts():
-    """Import what is used, and give the versions."""
-    import bionemo.scdl.io.single_cell_collection  # noqa: F401
-    import torch.utils.data  # noqa: F401
-
-    return {"versions": {name: metadata.version(name) for name in ("bionemo-scdl", "torch", "numpy")}}
 
 
 def convert(sources, store, settings):
@@ -41,15 +33,10 @@ def convert(sources, store, settings):
         made.rename(store)
 
 
-def open(sources, store, settings):
-    """Open the dataset, and make the DataLoader."""
-    return Loader(store, settings)
-
-
 class Loader:
     """A DataLoader of CSR batches, made dense on request."""
 
-    def __init__(self, store, settings):
+    def __init__(self, sources, store, settings):
         import torch
         from bionemo.scdl.io.single_cell_memmap_dataset import SingleCellMemMapDataset
         from bionemo.scdl.util.torch_dataloader_utils import collate_sparse_matrix_batch
@@ -70,16 +57,6 @@ class Loader:
     def epoch(self, number):
         """Begin an epoch."""
         return (batch.to_dense() for batch in self._loader) if self._is_dense else iter(self._loader)
-
-    def n_cells(self, batch):
-        """Count rows."""
-        return batch.shape[0]
-
-    def rows(self, batch):
-        """Give what the batch holds."""
-        if self._is_dense:
-            return batch.numpy()
-        return batch.crow_indices().numpy(), batch.col_indices().numpy(), batch.values().numpy()
 
     def close(self):
         """Let go of the maps."""

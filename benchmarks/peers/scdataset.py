@@ -4,12 +4,14 @@ Run by scdl_gpu/bench/serve.py, in an environment that has it. Several h5ad file
 plates. A fetch gives a CSR matrix of which batches are rows; they are made dense, on request, batch by batch.
 """
 
-from importlib import metadata
+import importlib.util
 from pathlib import Path
 
 MODULE, PYTHON = "scdataset", (3, 10)
 REQUIRES = ["scDataset==0.3.0", "bionemo-scdl==0.1.3", "anndata", "torch"]
-READS_ARCHIVES = False
+USES = ("anndata.experimental", "bionemo.scdl.io.single_cell_memmap_dataset", "scdataset")
+PACKAGES = ("scDataset", "bionemo-scdl", "anndata", "torch", "numpy")
+READS_ARCHIVES, ONLY_X, SAMPLINGS = False, False, ("shuffle", "sequential")
 WINDOW = 16_384
 VARIANTS = [
     {"label": f"scDataset over {over}, block {block}", "store": store, "over": over, "block": block}
@@ -18,28 +20,17 @@ VARIANTS = [
 ]
 
 
-def facts():
-    """Import what is used, and give the versions."""
-    import anndata.experimental  # noqa: F401
-    import bionemo.scdl.io.single_cell_memmap_dataset  # noqa: F401
-    import scdataset  # noqa: F401
-
-    return {"versions": {name: metadata.version(name) for name in ("scDataset", "bionemo-scdl", "anndata", "torch", "numpy")}}
-
-
 def convert(sources, store, settings):
     """Make the archive as the peer bionemo-scdl does."""
-    import importlib.util
+    _beside("bionemo-scdl").convert(sources, store, settings)
 
-    spec = importlib.util.spec_from_file_location("bionemo_scdl_peer", Path(__file__).with_name("bionemo-scdl.py"))
+
+def _beside(name):
+    """Import the script of another peer by its path: by name it would shadow what it imports."""
+    spec = importlib.util.spec_from_file_location(f"peer_{name}", Path(__file__).with_name(f"{name}.py"))
     peer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(peer)
-    peer.convert(sources, store, settings)
-
-
-def open(sources, store, settings):
-    """Open the files or the archive, and make the loader."""
-    return Loader(sources, store, settings)
+    return peer
 
 
 def _rows_of_adata(collection, rows):
@@ -57,6 +48,12 @@ def _rows_of_archive(dataset, rows):
     return csr_matrix((values, columns.astype(np.int32), indptr), shape=(len(found), dataset.number_of_variables()[0]))
 
 
+def _archive(store):
+    from bionemo.scdl.io.single_cell_memmap_dataset import SingleCellMemMapDataset
+
+    return SingleCellMemMapDataset(store)
+
+
 class Loader:
     """An scDataset in a DataLoader without workers."""
 
@@ -64,43 +61,20 @@ class Loader:
         from scdataset import BlockShuffling, Streaming, scDataset
         from torch.utils.data import DataLoader
 
-        if settings["sampling"] == "random":
-            raise ValueError("scDataset has no rows with replacement of equal weight")
         self._files = []
-        data, fetch = (
-            (self._collection(sources), _rows_of_adata) if settings["over"] == "AnnData" else (self._archive(store), _rows_of_archive)
-        )
+        if settings["over"] == "AnnData":
+            (self._files, data), fetch = _beside("annloader").backed(sources), _rows_of_adata
+        else:
+            data, fetch = _archive(store), _rows_of_archive
         strategy = Streaming() if settings["sampling"] == "sequential" else BlockShuffling(block_size=settings["block"])
         self._is_dense, factor = settings["output"] == "dense", max(1, WINDOW // settings["batch_size"])
         options = {"batch_size": settings["batch_size"], "fetch_factor": factor, "drop_last": True, "seed": settings["seed"]}
         transform = {"batch_transform": lambda x: x.toarray()} if self._is_dense else {}
         self._loader = DataLoader(scDataset(data, strategy, fetch_callback=fetch, **options, **transform), batch_size=None, num_workers=0)
 
-    def _collection(self, sources):
-        import anndata
-        from anndata.experimental import AnnCollection
-
-        self._files = [anndata.read_h5ad(source, backed="r") for source in sources]
-        return self._files[0] if len(sources) == 1 else AnnCollection(self._files, join_vars="inner", join_obs=None, index_unique=None)
-
-    def _archive(self, store):
-        from bionemo.scdl.io.single_cell_memmap_dataset import SingleCellMemMapDataset
-
-        return SingleCellMemMapDataset(store)
-
     def epoch(self, number):
         """Begin an epoch; it counts them itself."""
         return iter(self._loader)
-
-    def n_cells(self, batch):
-        """Count rows."""
-        return batch.shape[0]
-
-    def rows(self, batch):
-        """Give what the batch holds."""
-        if self._is_dense:
-            return batch
-        return batch.indptr, batch.indices, batch.data
 
     def close(self):
         """Close the files."""

@@ -6,47 +6,31 @@ matrix, as the others' batches are. Batches are not of constant size; cells are 
 
 import warnings
 from functools import partial
-from importlib import metadata
 
 MODULE, PYTHON = "slaf", (3, 10)
 REQUIRES = ["slafdb==0.5.2", "boto3==1.43.117", "aiobotocore==3.10.0", "psutil", "torch"]  # two that agree: pip tries them all otherwise
-READS_ARCHIVES = False
+USES, PACKAGES = ("slaf.ml.dataloaders",), ("slafdb", "pylance", "polars", "torch", "numpy")
+READS_ARCHIVES, ONLY_X, SAMPLINGS = False, True, ("shuffle", "sequential")
 VARIANTS = [
     {"label": "SLAF, mixture of scanners", "store": "slaf", "mixture": True},
     {"label": "SLAF, sequential", "store": "slaf", "mixture": False},
 ]
 
 
-def facts():
-    """Import what is used, and give the versions."""
-    import slaf.ml.dataloaders  # noqa: F401
-
-    return {"versions": {name: metadata.version(name) for name in ("slafdb", "pylance", "polars", "torch", "numpy")}}
-
-
 def convert(sources, store, settings):
     """Convert all files into one dataset, by the converter's defaults."""
     from slaf.data import SLAFConverter
 
-    if settings["x"] != "X":
-        raise ValueError("SLAF is measured on X: give --use-X-not-raw")
     SLAFConverter().convert(sources[0] if len(sources) == 1 else list(sources), store)
-
-
-def open(sources, store, settings):
-    """Open the dataset, and make the loader."""
-    return Loader(store, settings)
 
 
 class Loader:
     """A SLAFDataLoader for each epoch."""
 
-    def __init__(self, store, settings):
+    def __init__(self, sources, store, settings):
         from slaf import SLAFArray
         from slaf.ml.dataloaders import SLAFDataLoader
 
-        if settings["sampling"] == "random":
-            raise ValueError("SLAF draws no rows with replacement")
         warnings.filterwarnings("ignore")
         self._array = SLAFArray(store)
         self._n_genes, self._is_dense = self._array.shape[1], settings["output"] == "dense"
@@ -68,14 +52,6 @@ class Loader:
         which, rows = np.unique(cells, return_inverse=True)
         x = csr_matrix((values.astype(np.float32), (rows, genes.astype(np.int32))), shape=(which.size, self._n_genes))
         return x.toarray() if self._is_dense else x
-
-    def n_cells(self, x):
-        """Count rows."""
-        return x.shape[0]
-
-    def rows(self, x):
-        """Give what the batch holds."""
-        return x if self._is_dense else (x.indptr, x.indices, x.data)
 
     def close(self):
         """Stop its threads."""

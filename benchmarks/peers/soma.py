@@ -4,30 +4,20 @@ Run by scdl_gpu/bench/serve.py, in an environment that has it. Shuffle chunks ar
 16,384 rows. Without worker processes, with which it gives no sparse batches.
 """
 
-from importlib import metadata
 
 MODULE, PYTHON = "tiledbsoma_ml", (3, 10)
 REQUIRES = ["tiledbsoma-ml==0.1.0", "torch"]
-READS_ARCHIVES = False
+USES, PACKAGES = ("tiledbsoma.io", "tiledbsoma_ml"), ("tiledbsoma-ml", "tiledbsoma", "torch", "numpy")
+READS_ARCHIVES, ONLY_X, SAMPLINGS = False, True, ("shuffle", "sequential")
 WINDOW, CHUNK = 16_384, 64
 VARIANTS = [{"label": "TileDB-SOMA-ML", "store": "soma"}]
 DIMENSIONS = {"soma_dim_0": {"tile": CHUNK, "filters": [{"_type": "ZstdFilter", "level": 3}]}, "soma_dim_1": {"tile": 8_192}}
-
-
-def facts():
-    """Import what is used, and give the versions."""
-    import tiledbsoma.io  # noqa: F401
-    import tiledbsoma_ml  # noqa: F401
-
-    return {"versions": {name: metadata.version(name) for name in ("tiledbsoma-ml", "tiledbsoma", "torch", "numpy")}}
 
 
 def convert(sources, store, settings):
     """Register all files, and write one after the other."""
     import tiledbsoma.io
 
-    if settings["x"] != "X":
-        raise ValueError("TileDB-SOMA-ML is measured on X: give --use-X-not-raw")
     how = {"platform_config": {"tiledb": {"create": {"dims": DIMENSIONS}}}}
     mapping = tiledbsoma.io.register_h5ads(None, sources, measurement_name="RNA", obs_field_name="obs_id", var_field_name="var_id")
     tiledbsoma.io.from_h5ad(store, sources[0], "RNA", ingest_mode="schema_only", **how)
@@ -36,20 +26,13 @@ def convert(sources, store, settings):
         tiledbsoma.io.from_h5ad(store, source, "RNA", registration_mapping=mapping, **how)
 
 
-def open(sources, store, settings):
-    """Open the experiment, and make the loader."""
-    return Loader(store, settings)
-
-
 class Loader:
     """An experiment_dataloader; what is asked for dense it makes dense itself."""
 
-    def __init__(self, store, settings):
+    def __init__(self, sources, store, settings):
         import tiledbsoma
         from tiledbsoma_ml import ExperimentDataset, experiment_dataloader
 
-        if settings["sampling"] == "random":
-            raise ValueError("TileDB-SOMA-ML draws no rows with replacement")
         self._experiment = tiledbsoma.Experiment.open(store)
         query = self._experiment.axis_query(measurement_name="RNA")
         self._is_dense, self._batch_size = settings["output"] == "dense", settings["batch_size"]
@@ -62,16 +45,6 @@ class Loader:
         """Begin an epoch."""
         self._dataset.set_epoch(number)
         return (x for x, obs in self._loader)
-
-    def n_cells(self, x):
-        """Count rows."""
-        return x.shape[0]
-
-    def rows(self, x):
-        """Give what the batch holds."""
-        if self._is_dense:
-            return x
-        return x.indptr, x.indices, x.data
 
     def close(self):
         """Close the experiment."""

@@ -126,19 +126,19 @@ def _version(name: str) -> str | None:
 
 
 class PeakMemory:
-    """Largest private memory (RssAnon) of this process and its children while the context lasts, sampled every 10 ms.
+    """Largest memory while the context lasts, by each of some measures: bytes that a function gives, sampled in a thread.
 
-    `growth_bytes` is what was added to the memory at entry. measure: gives the bytes where others are meant.
+    measures: without any, `private_bytes` of this process and its children. every_s: seconds between samples.
+    `peak_bytes` has one figure a measure, `growth_bytes` what the first grew by since entry.
     """
 
-    def __init__(self, measure: Callable[[], int] | None = None) -> None:
-        self.growth_bytes = 0
-        self._measure = measure or private_bytes
+    def __init__(self, *measures: Callable[[], int], every_s: float = 0.01) -> None:
+        self._measures, self._every_s = measures or (private_bytes,), every_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "PeakMemory":
-        self._before = self._measure()
+        self._before = self.peak_bytes = [measure() for measure in self._measures]
         self._thread.start()
         return self
 
@@ -146,45 +146,27 @@ class PeakMemory:
         self._stop.set()
         self._thread.join()
 
+    @property
+    def growth_bytes(self) -> int:
+        """What the first measure grew by since entry."""
+        return self.peak_bytes[0] - self._before[0]
+
     def _watch(self) -> None:
-        while not self._stop.wait(0.01):
-            self.growth_bytes = max(self.growth_bytes, self._measure() - self._before)
+        while not self._stop.wait(self._every_s):
+            self.peak_bytes = [max(peak, measure()) for peak, measure in zip(self.peak_bytes, self._measures, strict=True)]
 
 
-def private_bytes() -> int:
-    """Sum RssAnon of this process and all below it; a process that ends meanwhile counts nothing."""
-    return sum(_field(Path(f"/proc/{pid}/status"), "RssAnon") for pid in _tree(os.getpid()))
+def private_bytes(pid: int | None = None) -> int:
+    """Sum RssAnon of a process, this one by default, and all below it; a process that ends meanwhile counts nothing."""
+    return sum(_field(Path(f"/proc/{one}/status"), "RssAnon") for one in _tree(os.getpid() if pid is None else pid))
 
 
-class PeakPss:
-    """Largest proportional and private memory (Pss, RssAnon) of a process and all below it while the context lasts.
+def pss_bytes(pid: int) -> int:
+    """Sum Pss of a process and all below it: what it has mapped and is in memory, files too, shared pages by their share.
 
-    Pss counts pages of files that it has mapped and that are in memory, shared ones by their share. Sampled five times a second, since
-    the kernel walks all page tables for it, and holds up who maps memory meanwhile.
+    The kernel walks all page tables for it, and holds up who maps memory meanwhile: not to be asked every 10 ms.
     """
-
-    SECONDS = 0.2
-
-    def __init__(self, pid: int) -> None:
-        self.pss_bytes = self.private_bytes = 0
-        self._pid, self._stop = pid, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "PeakPss":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while True:
-            pids = _tree(self._pid)
-            self.pss_bytes = max(self.pss_bytes, sum(_field(Path(f"/proc/{pid}/smaps_rollup"), "Pss") for pid in pids))
-            self.private_bytes = max(self.private_bytes, sum(_field(Path(f"/proc/{pid}/status"), "RssAnon") for pid in pids))
-            if self._stop.wait(self.SECONDS):
-                return
+    return sum(_field(Path(f"/proc/{one}/smaps_rollup"), "Pss") for one in _tree(pid))
 
 
 def _tree(pid: int) -> list[int]:

@@ -7,6 +7,7 @@ one folder, so that the next run finds it there.
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from scdl_gpu.bench.contest import Contender
@@ -38,8 +39,27 @@ def _is_packed(archive: Path) -> bool:
     return isinstance(open_archive(archive), PackedArchive)
 
 
+def _unfit(head: ModuleType, source: Source, sampling: str) -> str | None:
+    """Say why a peer cannot be measured so, None where it can."""
+    if source.is_archive and not (head.READS_ARCHIVES and not _is_packed(source.paths[0])):
+        return "it reads h5ad files, or makes its store of them, and an archive is given"
+    if head.ONLY_X and not source.is_archive and source.matrix != "X":
+        return f"it is measured on X, and the files have a {source.matrix}: give --use-X-not-raw"
+    if sampling not in head.SAMPLINGS:
+        return f"it has no {sampling} sampling, but {', '.join(head.SAMPLINGS)}"
+    return None
+
+
 def peers(
-    names: Sequence[str], source: Source, stores: Path, *, home: Path, builds: bool, archive: Path | None, say: Callable[[str], None]
+    names: Sequence[str],
+    source: Source,
+    stores: Path,
+    *,
+    home: Path,
+    builds: bool,
+    archive: Path | None,
+    say: Callable[[str], None],
+    sampling: str = "shuffle",
 ) -> list[Contender]:
     """List the variants of peers, those left out told. builds: make environments that are missing, below `home`.
 
@@ -58,8 +78,8 @@ def peers(
         if python is None:
             say(f"{name}: left out: it is not installed; --build-peers makes an environment for it")
             continue
-        if source.is_archive and not (head.READS_ARCHIVES and not _is_packed(source.paths[0])):
-            say(f"{name}: left out: it reads h5ad files, or makes its store of them, and an archive is given")
+        if (why := _unfit(head, source, sampling)) is not None:
+            say(f"{name}: left out: {why}")
             continue
         for variant in head.VARIANTS:
             settings = {key: value for key, value in variant.items() if key not in ("label", "store")}

@@ -1,7 +1,8 @@
 """Contenders side by side: their stores are made, then they take turns, beside the limits of the machine.
 
 Knows the order of the work, not how a loader is opened (`serve`) nor how results look (`report`). A round measures the limits and
-everybody once, so that a drift of the machine meets all alike; a contender that fails is told, and the others go on.
+everybody once, so that a drift of the machine meets all alike; a contender that fails is told, and the others go on. One that is slow
+ends nothing either: a turn is cut short after a while, and who has used up the time of all its turns is left out of the rest.
 """
 
 import itertools
@@ -12,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from scdl_gpu.bench import limits, machine, pages
-from scdl_gpu.bench.peer import PeerError, Process
+from scdl_gpu.bench.peer import LateError, PeerError, Process
 from scdl_gpu.bench.quality import Table
 from scdl_gpu.bench.source import Source
 
 COLD, ENOUGH = 0.01, 1 << 30
 """Of a cold store's pages, at most so many may be in memory; bytes from which on a store shows what the disk can do."""
-PATIENCE_S = 600.0
-"""A loader that has not answered so long after its time was up is taken for one that hangs: the slowest peer needs minutes to open."""
+PATIENCE_S = 60.0
+"""A loader that has not answered so long after its turn was up hangs where nothing interrupts it, and is killed."""
+CONVERSION_S, CONVERSION_S_PER_CELL = 1_800.0, 0.01
+"""A conversion may take so long, and so much more for each cell: the slowest seen takes a tenth of it."""
 Say = Callable[[str], None]
 Facts = dict[str, Any]
 
@@ -43,7 +46,10 @@ class Contender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """How all are measured alike. max_s, warmup_s: seconds; epochs: at most, None: as many as max_s holds; check: batches looked at."""
+    """How all are measured alike. max_s, warmup_s: seconds; epochs: at most, None: as many as max_s holds; check: batches looked at.
+
+    turn_s: of a turn, opening and all, at most; loader_s: of all turns of a loader.
+    """
 
     batch_sizes: Sequence[int] = (64, 1024)
     outputs: Sequence[str] = ("csr",)
@@ -53,6 +59,8 @@ class Rules:
     warmup_s: float = 1.0
     epochs: int | None = None
     check: int = 32
+    turn_s: float = 60.0
+    loader_s: float = 600.0
     sampling: str = "shuffle"
     seed: int = 0
     device: str = "cpu"
@@ -70,7 +78,10 @@ class Line:
 
 
 class Contest:
-    """The processes, and what came of them: `limits`, `conversions`, `lines`, `failures`, `facts`. `contenders`: who has not failed."""
+    """The processes, and what came of them: `limits`, `conversions`, `lines`, `failures`, `facts`, `cuts`, `spent_s`.
+
+    contenders: who has not failed. cuts: for each contender that was too slow its turns that were cut short, those without a figure, and those that it was left out of.
+    """
 
     def __init__(self, source: Source, contenders: Sequence[Contender], rules: Rules, *, logs: Path, say: Say) -> None:
         self.source, self.rules = source, rules
@@ -79,6 +90,8 @@ class Contest:
         self.lines: dict[tuple[str, str, int, str], Line] = {}
         self.failures: dict[str, str] = {}
         self.facts: dict[str, Facts] = {}
+        self.cuts: dict[str, dict[str, int]] = {}
+        self.spent_s = {contender.label: 0.0 for contender in contenders}
         self.contenders, self._logs, self._say = list(contenders), logs, say
         self._processes: dict[str, Process] = {}
 
@@ -144,7 +157,8 @@ class Contest:
         found: Facts = {"seconds": None}
         if not store.exists():
             self._say(f"{contender.label}: converting")
-            found = process.ask_watched("convert", **self._asked(contender))
+            patience_s = CONVERSION_S + CONVERSION_S_PER_CELL * self.source.n_rows
+            found = process.ask_watched("convert", patience_s=patience_s, **self._asked(contender))
         known = next((facts for facts in self.conversions if facts["store"] == store.name), None)
         if known is None:
             self.conversions.append({"store": store.name, "label": contender.label, "size_bytes": pages.size_of([store]), **found})
@@ -164,28 +178,56 @@ class Contest:
                 self.turn(contender, (output, batch_size, cache), table, place)
 
     def _measure(self, contender: Contender, kind: tuple[str, int, str], table: Table | None, place: str) -> None:
-        output, batch_size, cache = kind
-        resident = self._prepared(contender, cache)
-        is_cold, rules = cache == "cold", self.rules
-        found = self._process(contender).ask_watched(
-            "measure",
-            patience_s=PATIENCE_S + 10 * (rules.max_s + rules.warmup_s),
-            **self._asked(contender, batch_size=batch_size, output=output, is_cold=is_cold),
-            max_s=rules.max_s,
-            warmup_s=0.0 if is_cold else rules.warmup_s,
-            epochs=1 if is_cold else rules.epochs,
-            cold=is_cold,
-            check=rules.check if table is not None else 0,
-        )
+        """Measure, within the time that the contender has left."""
+        label, start = contender.label, time.perf_counter()
+        limit_s = min(self.rules.turn_s, self.rules.loader_s - self.spent_s[label])
+        what = f"{place}: {label}, {', '.join(map(str, kind))}"
+        if limit_s <= 0:
+            self._cut(label, "left_out")
+            self._say(f"{what}: left out, its {self.rules.loader_s:,.0f} s are used up")
+            return
+        try:
+            resident = self._prepared(contender, kind[2])
+            found = self._measured(contender, kind, limit_s, is_checked=table is not None)
+        except LateError as error:
+            self.rest(contender)
+            found = {"cut_s": limit_s, "cells": 0}
+            self._say(f"{what}: killed: {error}")
+        finally:
+            self.spent_s[label] += time.perf_counter() - start
+        if found["cut_s"] is not None:
+            self._cut(label, "cut_short" if found["cells"] else "without_a_batch")
+            self.rest(contender)  # its process has ended
+        if not found["cells"]:
+            self._say(f"{what}: no batch in {found['cut_s']:.0f} s")
+            return
         shown = found.pop("fingerprints")
         quality = table.judge(shown) if table is not None and shown else None
         if quality is not None and quality.strange:
             raise PeerError(f"{quality.strange} of {quality.rows} rows of its batches are no rows of the source: its figures are void")
         found |= {"resident": resident, "round": len(self.limits) - 1, **({} if quality is None else asdict(quality))}
-        line = self.lines.setdefault((contender.label, *kind), Line(contender.label, *kind))
-        line.rounds.append(found)
-        rate = found["cells"] / found["seconds"]
-        self._say(f"{place}: {contender.label}, {output}, batch size {batch_size}, {cache}: {rate:,.0f} cells/s")
+        self.lines.setdefault((label, *kind), Line(label, *kind)).rounds.append(found)
+        rate, cut = found["cells"] / found["seconds"], "" if found["cut_s"] is None else f", cut short after {found['cut_s']:.0f} s"
+        self._say(f"{what}: {rate:,.0f} cells/s{cut}")
+
+    def _cut(self, label: str, how: str) -> None:
+        counts = self.cuts.setdefault(label, {"cut_short": 0, "without_a_batch": 0, "left_out": 0})
+        counts[how] += 1
+
+    def _measured(self, contender: Contender, kind: tuple[str, int, str], limit_s: float, *, is_checked: bool) -> Facts:
+        (output, batch_size, cache), rules = kind, self.rules
+        is_cold = cache == "cold"
+        return self._process(contender).ask_watched(
+            "measure",
+            patience_s=limit_s + PATIENCE_S,
+            limit_s=limit_s,
+            **self._asked(contender, batch_size=batch_size, output=output, is_cold=is_cold),
+            max_s=rules.max_s,
+            warmup_s=0.0 if is_cold else rules.warmup_s,
+            epochs=1 if is_cold else rules.epochs,
+            cold=is_cold,
+            check=rules.check if is_checked else 0,
+        )
 
     def _prepared(self, contender: Contender, cache: str) -> float:
         """Bring the cache into the state that is asked for, as far as it goes; returns the share of pages that it holds then."""
@@ -219,6 +261,8 @@ class Contest:
             "sizes": {contender.label: pages.size_of(contender.files(source)) for contender in self.contenders},
             "lines": [asdict(line) for line in self.lines.values() if line.label not in self.failures],
             "failures": self.failures,
+            "cuts": self.cuts,
+            "spent_s": self.spent_s,
         }
 
 

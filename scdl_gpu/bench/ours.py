@@ -42,15 +42,10 @@ def convert(sources: list[str], store: str, settings: Settings) -> None:
     convert_h5ad(sources, store, x=settings["x"], packed=settings["format"] == "packed", progress=False)
 
 
-def open(sources: list[str], store: str, settings: Settings) -> "Ours":
-    """Open the loader on the archive at `store`."""
-    return Ours(store, settings)
+class Loader:
+    """A loader on the archive at `store`, through torch's DataLoader where there are workers."""
 
-
-class Ours:
-    """A loader, through torch's DataLoader where there are workers."""
-
-    def __init__(self, store: str, settings: Settings) -> None:
+    def __init__(self, sources: list[str], store: str, settings: Settings) -> None:
         sampling, self._workers = settings.get("sampling", "shuffle"), settings.get("workers", 0)
         order: Settings = {"shuffle": sampling == "shuffle", "drop_last": True}
         if sampling == "random":

@@ -1,7 +1,7 @@
 """Loaders in processes of their own: ours, and those of others in environments that are made on request.
 
 Knows interpreters, pipes and pip, not what is measured. The scripts of peers lie in `benchmarks/peers/` of a checkout; each says at its
-head what it needs: REQUIRES, MODULE, PYTHON, VARIANTS.
+head what it needs and can: REQUIRES, MODULE, PYTHON, VARIANTS, READS_ARCHIVES, ONLY_X, SAMPLINGS.
 """
 
 import contextlib
@@ -14,20 +14,29 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from scdl_gpu.bench import PeakPss
+from scdl_gpu.bench import PeakMemory, private_bytes, pss_bytes
 from scdl_gpu.errors import ScdlError
 
 SERVE, OURS = Path(__file__).with_name("serve.py"), Path(__file__).with_name("ours.py")
 SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks" / "peers"
+START_S, BUILD_S = 600.0, 3_600.0
+"""An interpreter that imports for longer than START_S hangs; pip may try all versions of everything for ever."""
+MEMORY_S = 0.2
+"""Between two looks at the memory of a process: pages of files are counted, which holds it up."""
 Facts = dict[str, Any]
 
 
 class PeerError(ScdlError):
     """A peer's environment could not be made, or its process ended or failed."""
+
+
+class LateError(PeerError):
+    """A peer's process did not answer in time, and was killed."""
 
 
 def names() -> list[str]:
@@ -87,7 +96,10 @@ def build(name: str, home: Path) -> Path:
 
 
 def _run(command: Sequence[str], name: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment(), timeout=BUILD_S)
+    except subprocess.TimeoutExpired as error:
+        raise PeerError(f"the environment of {name} could not be made: {' '.join(command)} took more than {BUILD_S:,.0f} s") from error
     if done.returncode != 0:
         raise PeerError(
             f"the environment of {name} could not be made: {' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}"
@@ -134,7 +146,7 @@ class Process:
         if self._process.stdin is None or self._process.stdout is None:
             raise PeerError("its process has no pipes")
         self._pipe, self._answers = self._process.stdin, self._process.stdout
-        self.facts: Facts = self._answer()["facts"]
+        self.facts: Facts = self._answer(START_S)["facts"]
 
     def ask(self, do: str, *, patience_s: float | None = None, **asked: Any) -> Facts:
         """Ask for something, and wait for the answer, for ever or `patience_s` seconds; then the process is killed."""
@@ -143,18 +155,21 @@ class Process:
             self._pipe.flush()
         except BrokenPipeError as error:
             raise self._fault("its process has ended") from error
-        if patience_s is not None and not select.select([self._answers], [], [], patience_s)[0]:
-            self._process.kill()
-            raise self._fault(f"no answer in {patience_s:,.0f} s")
-        return self._answer()
+        return self._answer(patience_s)
 
     def ask_watched(self, do: str, **asked: Any) -> Facts:
         """Ask, and sample the memory of the process and its children meanwhile."""
-        with PeakPss(self._process.pid) as peak:
+        pid = self._process.pid
+        with PeakMemory(partial(pss_bytes, pid), partial(private_bytes, pid), every_s=MEMORY_S) as memory:
             found = self.ask(do, **asked)
-        return found | {"peak_pss_bytes": peak.pss_bytes, "peak_private_bytes": peak.private_bytes}
+        pss, private = memory.peak_bytes
+        return found | {"peak_pss_bytes": pss, "peak_private_bytes": private}
 
-    def _answer(self) -> Facts:
+    def _answer(self, patience_s: float | None = None) -> Facts:
+        if patience_s is not None and not select.select([self._answers], [], [], patience_s)[0]:
+            self._process.kill()
+            self.close()
+            raise LateError(f"no answer in {patience_s:,.0f} s; see {self._log_path}")
         line = self._answers.readline()
         if not line:
             raise self._fault(f"its process ended with {self._process.wait()}")

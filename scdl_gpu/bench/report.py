@@ -3,7 +3,7 @@
 Knows the record that `contest` leaves, not how it came about. A figure is the median over the rounds, its spread (largest -
 smallest) / median; none is without its limit: what crosses memory in batches, against a copy of memory, or a fill where batches are
 dense (a copy within the GPU or over the bus, by where the rows lie), or what a cold loader must read, against the disk. Percent of
-limit is the median of each round's share of that round's limit.
+limit is the median of each round's share of that round's limit. Of a turn that was cut short the figure is what was delivered by then.
 """
 
 import csv
@@ -54,6 +54,7 @@ def _row(record: Facts, line: Facts) -> Facts:
     return {
         **{key: line[key] for key in ("label", "output", "batch_size", "cache")},
         "rounds": len(rounds),
+        "cut_short": sum(one["cut_s"] is not None for one in rounds),
         "cells_per_second": rate,
         "spread": (max(rates) - min(rates)) / rate,
         "gb_per_second": rate * batch_bytes / 1e9,
@@ -93,37 +94,74 @@ def as_text(record: Facts, rows: Sequence[Facts]) -> str:
     for kind in dict.fromkeys(_kind(row) for row in rows):
         output, batch_size, cache = kind
         lines = [_words(row) for row in rows if _kind(row) == kind]
-        parts.append(f"{output}, batch size {batch_size:,}, {cache}\n{_aligned([HEAD, *lines])}")
+        parts.append(f"{output}, batch size {batch_size:,}, {cache} page cache\n{_aligned(_without_empty([HEAD, *lines]))}")
     conversions = [
         [facts["store"], f"{facts['size_bytes'] / 1e6:,.0f}", f"{facts['size_bytes'] / source['nonzeros']:.2f}",
          "was there" if facts["seconds"] is None else f"{facts['seconds']:.1f}", _number(facts.get("peak_private_bytes"), 1e-6)]
         for facts in record["conversions"]
     ]  # fmt: skip
     if conversions:
-        parts.append(f"stores\n{_aligned([['', 'MB', 'bytes/nonzero', 'conversion s', 'private MB'], *conversions])}")
-    limits = [[name, f"{statistics.median(one[name] for one in record['limits']):.2f}"] for name in (record["limits"] or [{}])[0]]
+        parts.append(f"stores, each made once\n{_aligned([['', 'MB', 'bytes/nonzero', 'conversion s', 'private MB'], *conversions])}")
+    limits = [_limit_words(name, [one[name] for one in record["limits"]]) for name in (record["limits"] or [{}])[0]]
     if limits:
-        parts.append(f"limits of this machine in this run, medians\n{_aligned([['', 'GB/s'], *limits])}")
+        parts.append(f"limits of this machine in this run, medians\n{_aligned([['', 'GB/s', 'spread'], *limits])}")
     parts += [f"{label}: failed: {why.splitlines()[0]}" for label, why in record["failures"].items()]
+    parts += [_cut_words(label, counts, record["rules"]) for label, counts in record["cuts"].items()]
+    return "\n\n".join([_head(record), *parts])
+
+
+def _head(record: Facts) -> str:
+    """Say what was measured where, and how figures are to be read."""
+    source, machine, rules = record["source"], record["machine"], record["rules"]
     shape = f"{source['cells']:,} cells x {source['genes']:,} genes, {source['nonzeros']:,} nonzeros"
-    head = f"{shape}; rows checked against {record['checked_against']}"
-    return "\n\n".join([head, *parts])
+    return (
+        f"{shape}; rows checked against {record['checked_against']}\n"
+        f"{machine['cpu']}, {machine['cores']} cores, {rules['device']}; commit {machine['commit']}; {record['time']}\n"
+        f"medians of {rules['rounds']} interleaved rounds, spread (largest - smallest) / median; docs/benchmark.md says what each column is"
+    )
 
 
-HEAD = ["", "cells/s", "spread", "ratio", "GB/s", "% of limit", "first s", "p50 ms", "p99 ms", "wait %", "PSS MB", "private MB",
+def _limit_words(name: str, rates: Sequence[float]) -> list[str]:
+    middle = statistics.median(rates)
+    return [name, f"{middle:.2f}", f"{100 * (max(rates) - min(rates)) / middle:.0f}%"]
+
+
+def _cut_words(label: str, counts: Facts, rules: Facts) -> str:
+    """Say of a loader that was too slow what became of its turns."""
+    words = [
+        f"{counts['cut_short']} turns cut short after {rules['turn_s']:g} s, their figures being of what was delivered by then",
+        f"{counts['without_a_batch']} turns without a batch in that time",
+        f"{counts['left_out']} turns left out, the {rules['loader_s']:g} s of all its turns being used up",
+    ]
+    return f"{label}: {'; '.join(word for word in words if not word.startswith('0 '))}"
+
+
+def _without_empty(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Leave out columns in which nothing stands below the head."""
+    kept = [n for n, column in enumerate(zip(*lines[1:], strict=True)) if set(column) != {"-"}]
+    return [[line[n] for n in kept] for line in lines]
+
+
+HEAD = ["", "cells/s", "rounds", "spread", "ratio", "GB/s", "% of limit", "first s", "p50 ms", "p99 ms", "wait %", "PSS MB", "private MB",
         "GPU MB", "entropy", "near x", "disk MB", "in cache"]  # fmt: skip
 
 
 def _words(row: Facts) -> list[str]:
     entropy = "-" if row["entropy"] is None else f"{row['entropy']:.2f}/{row['perfect_entropy']:.2f}"
     return [
-        row["label"], f"{row['cells_per_second']:,.0f}", f"{100 * row['spread']:.0f}%", _number(row["ratio"], digits=2),
-        f"{row['gb_per_second']:.2f}", f"{row['percent_of_limit']:.0f} {row['limit']}", _number(row["first_s"], digits=2),
+        row["label"], f"{row['cells_per_second']:,.0f}", f"{row['rounds']}{' cut' if row['cut_short'] else ''}",
+        f"{100 * row['spread']:.0f}%", _number(row["ratio"], digits=2),
+        f"{row['gb_per_second']:.2f}", f"{_percent(row['percent_of_limit'])} {row['limit']}", _number(row["first_s"], digits=2),
         _number(row["p50_ms"], digits=2),
         _number(row["p99_ms"], digits=2), _number(row["wait_percent"]), _number(row["peak_pss_mb"]), _number(row["peak_private_mb"]),
         _number(row["device_mb"]) if row["device_mb"] else "-", entropy, _number(row["near_pairs"], digits=1), _number(row["disk_mb"]),
         f"{100 * row['resident']:.0f}%",
     ]  # fmt: skip
+
+
+def _percent(share: float) -> str:
+    """Give two digits that count below ten percent: 0.034, 7.3, 85."""
+    return f"{share:.0f}" if share >= 10 else f"{share:.2g}"
 
 
 def _number(value: float | None, scale: float = 1.0, digits: int = 0) -> str:
@@ -141,7 +179,7 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
 def as_csv(rows: Sequence[Facts]) -> str:
     """Write the summary as CSV."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["label", "output", "batch_size", "cache", "rounds", *COLUMNS], lineterminator="\n")
+    writer = csv.DictWriter(text, ["label", "output", "batch_size", "cache", "rounds", "cut_short", *COLUMNS], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

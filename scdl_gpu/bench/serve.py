@@ -5,27 +5,35 @@
 Knows clocks, and how rows are told apart; whose loader it is the subject knows, a file with
     convert(sources, store, settings)     makes the store of its format out of h5ad files; absent where it reads these
     prepare()                             what is not to be timed with that, such as compiling; may be absent
-    open(sources, store, settings)        makes an object that has: epoch(number), an iterable of batches; n_cells(batch);
-                                          rows(batch), which gives (indptr, indices, data) of a CSR or a dense array; close()
-    facts()                               versions; imports what it works with, so that no clock runs meanwhile
+    Loader(sources, store, settings)      opens it: epoch(number), an iterable of batches; close(); words(), which may be absent, as
+                                          may n_cells(batch) and rows(batch) where batches are tensors, arrays or SciPy's matrices:
+                                          the latter gives (indptr, indices, data) of a CSR, or a dense array
+    USES, PACKAGES                        modules to be imported before any clock runs, packages whose versions are told; may be absent
+    facts()                               what else is to be told; may be absent
     device_bytes(), synchronize()         where it uses a GPU; both may be absent
 Imports NumPy and nothing of ours: peers live in environments that have no scdl_gpu, and other versions of everything.
 What is timed is what a training loop sees: from asking for a batch to having it, of an epoch after the other, without a look at
-its content; content is looked at after the clock has stopped, in the batches that follow, or in an epoch more where none do.
+its content; content is looked at after the clock has stopped, in the batches that follow, or in an epoch more
+where none do. A turn that its limit cuts short has the
+figures of what was delivered by then, and of that the first and the last batch are looked at; the process ends then, since what was
+interrupted is in no state to go on.
 """
 
 import base64
+import contextlib
 import gc
 import importlib.util
 import json
 import os
 import shutil
+import signal
 import statistics
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from datetime import timedelta
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +71,49 @@ def of_dense(array: Any) -> Any:
     return fingerprints(indptr, genes, array[rows, genes])
 
 
+def n_cells(batch: Any) -> int:
+    """Count the rows of a tensor, an array or a matrix of SciPy's."""
+    return int(batch.shape[0])
+
+
+def rows_of(batch: Any) -> Any:
+    """Give (indptr, indices, data) of a CSR of torch's or SciPy's, or a dense array."""
+    if hasattr(batch, "indptr"):
+        return batch.indptr, batch.indices, batch.data
+    if str(getattr(batch, "layout", None)) == "torch.sparse_csr":
+        return tuple(part.numpy() for part in (batch.crow_indices(), batch.col_indices(), batch.values()))
+    return np.asarray(batch)
+
+
+def facts(subject: Any) -> dict[str, Any]:
+    """Import what a subject uses, and give the versions of its packages and of Python, and what it says itself."""
+    for name in getattr(subject, "USES", ()):
+        importlib.import_module(name)
+    versions = {}
+    for name in getattr(subject, "PACKAGES", ()):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # annbatch takes torch or leaves it
+            versions[name] = metadata.version(name)
+    return {"python": sys.version.split()[0], "versions": versions, **getattr(subject, "facts", dict)()}
+
+
+class Late(BaseException):
+    """The turn has taken as long as it may. No Exception: loaders that try again after errors are not to swallow it."""
+
+
 class Endless:
-    """Batches, epoch after epoch, at most `n_epochs`. Raises ValueError where an epoch has none."""
+    """Batches, epoch after epoch, at most `n_epochs`; `cells` counts those delivered. Raises ValueError where an epoch has none."""
 
     def __init__(self, loader: Any, n_epochs: int | None) -> None:
-        self._loader, self._n_epochs = loader, n_epochs
+        self.loader, self._n_epochs, self._n_cells = loader, n_epochs, getattr(loader, "n_cells", n_cells)
         self._batches = self._all()
+        self.cells = 0
+        self.last: Any = None
 
     def _all(self) -> Iterator[Any]:
         number = 0
         while self._n_epochs is None or number < self._n_epochs:
             is_empty = True
-            for batch in self._loader.epoch(number):
+            for batch in self.loader.epoch(number):
                 is_empty = False
                 yield batch
             if is_empty:
@@ -83,52 +122,108 @@ class Endless:
 
     def next(self) -> Any:
         """Give the next one, None at the end."""
-        return next(self._batches, None)
+        batch = next(self._batches, None)
+        if batch is not None:
+            self.cells += self._n_cells(batch)
+            self.last = batch
+        return batch
 
     def close(self) -> None:
         """End the epoch that is under way."""
         self._batches.close()  # type: ignore[attr-defined]
 
 
-def measured(subject: Any, asked: Asked) -> dict[str, Any]:
-    """Open a loader, time its batches, let a slow consumer wait for some, and show the rows of those that follow."""
-    synchronize = getattr(subject, "synchronize", lambda: None)
-    before = _device_bytes(subject)
-    start = time.perf_counter()
-    loader = subject.open(asked["sources"], asked["store"], asked["settings"])
-    opened = time.perf_counter() - start
-    batches = Endless(loader, asked.get("epochs"))
-    try:
-        batch = batches.next()
-        synchronize()
-        found: dict[str, Any] = {"open_s": opened, "first_s": time.perf_counter() - start}
-        first = loader.n_cells(batch)
-        while batch is not None and time.perf_counter() - start - found["first_s"] < asked["warmup_s"]:
+class Turn:
+    """One loader opened and its batches timed; `found` has what is known so far, whenever it is cut short."""
+
+    def __init__(self, subject: Any, asked: Asked) -> None:
+        self.found: dict[str, Any] = {"cut_s": None, "cells": 0, "fingerprints": []}
+        self._subject, self._asked = subject, asked
+        self._synchronize = getattr(subject, "synchronize", lambda: None)
+        self._batches: Endless | None = None
+        self._start = time.perf_counter()
+
+    def run(self) -> None:
+        """Open, time, let a slow consumer wait, and show the rows of the batches that follow; then close."""
+        subject, asked, found = self._subject, self._asked, self.found
+        before = _device_bytes(subject)
+        loader = subject.Loader(asked["sources"], asked["store"], asked["settings"])
+        found["open_s"] = time.perf_counter() - self._start
+        batches = self._batches = Endless(loader, asked.get("epochs"))
+        batch = self._first = batches.next()
+        self._synchronize()
+        found["first_s"] = time.perf_counter() - self._start
+        first = found["first_cells"] = batches.cells
+        while batch is not None and time.perf_counter() - self._start - found["first_s"] < asked["warmup_s"]:
             batch = batches.next()
-        synchronize()
-        found |= _timed(loader, batches, asked["max_s"], synchronize)
+        self._synchronize()
+        timed = _timed(batches, asked["max_s"], self._synchronize)
         if asked["cold"]:  # the first batch and what was read ahead with it are the cold ones
-            found |= {"cells": found["cells"] + first, "seconds": found["seconds"] + found["first_s"]}
+            timed |= {"cells": timed["cells"] + first, "seconds": timed["seconds"] + found["first_s"]}
+        found |= timed  # at once: a turn that is cut short has all of it or nothing
         found["device_bytes"] = max(0, _device_bytes(subject) - before)
-        found |= _waited(batches, found["seconds"] / found["cells"] * first, asked["max_s"])
-        found["fingerprints"] = _shown(loader, batches, asked["check"]) or _shown(loader, Endless(loader, 1), asked["check"])
         if hasattr(loader, "words"):
             found["loader"] = loader.words()
+        found |= _waited(batches, found["seconds"] / found["cells"] * first, asked["max_s"])
+        _show(batches, asked["check"], found["fingerprints"])
+        if not found["fingerprints"]:
+            _show(Endless(loader, 1), asked["check"], found["fingerprints"])
+
+    def close(self) -> None:
+        """End the epoch, and close the loader."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches.loader.close()
+
+    def cut(self) -> None:
+        """Take what was delivered until now: cells since the first batch, or with it where nothing followed or the cache was cold."""
+        found, batches = self.found, self._batches
+        found["cut_s"] = time.perf_counter() - self._start
+        if batches is None or not batches.cells:
+            return
+        if "seconds" not in found:
+            first = found["first_cells"]
+            is_whole = self._asked["cold"] or batches.cells == first
+            found["cells"] = batches.cells - (0 if is_whole else first)
+            found["seconds"] = found["cut_s"] - (0 if is_whole else found["first_s"])
+            found["device_bytes"] = _device_bytes(self._subject)
+        if self._asked["check"] and not found["fingerprints"]:
+            for batch in [self._first] if batches.last is self._first else [self._first, batches.last]:
+                found["fingerprints"].append(_shown(batches.loader, batch))
+
+
+def measured(subject: Any, asked: Asked) -> dict[str, Any]:
+    """Take a turn of `limit_s` seconds at most."""
+
+    def late(*_: Any) -> None:
+        raise Late
+
+    turn = Turn(subject, asked)
+    signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, asked["limit_s"], 1.0)  # again and again: what is raised in a finaliser is lost
+    try:
+        turn.run()
+    except Late:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        turn.cut()
+        return turn.found
+    except Exception:
+        turn.close()
+        raise
     finally:
-        batches.close()
-        loader.close()
-    return found
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    turn.close()
+    return turn.found
 
 
-def _timed(loader: Any, batches: Endless, max_s: float, synchronize: Any) -> dict[str, Any]:
-    times, cells = [], 0
+def _timed(batches: Endless, max_s: float, synchronize: Any) -> dict[str, Any]:
+    times, before = [], batches.cells
     cpu, start = time.process_time(), time.perf_counter()
     last = start
     while last - start < max_s:
         batch = batches.next()
         if batch is None:
             break
-        cells += loader.n_cells(batch)
         now = time.perf_counter()
         times.append(now - last)
         last = now
@@ -137,6 +232,7 @@ def _timed(loader: Any, batches: Endless, max_s: float, synchronize: Any) -> dic
     if not times:
         raise ValueError("no batch was left to be timed: the epochs ended in the warm-up; fewer seconds of it, or more epochs")
     p50, p99 = np.quantile(times, (0.5, 0.99))
+    cells = batches.cells - before
     return {"cells": cells, "batches": len(times), "seconds": seconds, "cpu_s": time.process_time() - cpu, "p50_s": p50, "p99_s": p99}
 
 
@@ -154,15 +250,17 @@ def _waited(batches: Endless, mean: float, max_s: float) -> dict[str, Any]:
     return {"wait_s": statistics.fmean(waits), "wait_share": sum(waits) / total} if waits else {"wait_s": None, "wait_share": None}
 
 
-def _shown(loader: Any, batches: Endless, n: int) -> list[str]:
-    shown: list[str] = []
-    n_rows = 0
-    while len(shown) < n and (n_rows < SHOWN or len(shown) < 2) and (batch := batches.next()) is not None:
-        n_rows += loader.n_cells(batch)
-        rows = loader.rows(batch)
-        numbers = fingerprints(*rows) if isinstance(rows, tuple) else of_dense(rows)
-        shown.append(base64.b64encode(numbers.tobytes()).decode())
-    return shown
+def _show(batches: Endless, n: int, shown: list[str]) -> None:
+    """Append the fingerprints of at most n more batches."""
+    start = batches.cells
+    while len(shown) < n and (batches.cells - start < SHOWN or len(shown) < 2) and (batch := batches.next()) is not None:
+        shown.append(_shown(batches.loader, batch))
+
+
+def _shown(loader: Any, batch: Any) -> str:
+    rows = getattr(loader, "rows", rows_of)(batch)
+    numbers = fingerprints(*rows) if isinstance(rows, tuple) else of_dense(rows)
+    return base64.b64encode(numbers.tobytes()).decode()
 
 
 def _device_bytes(subject: Any) -> int:
@@ -173,12 +271,12 @@ def epoch(subject: Any, asked: Asked, loaders: dict[str, Any]) -> dict[str, Any]
     """Run through one epoch of a loader that stays open for the next: cells, and on request the sum of all values."""
     key = json.dumps([asked["store"], asked["settings"]])
     if key not in loaders:
-        loaders[key] = subject.open(asked["sources"], asked["store"], asked["settings"])
+        loaders[key] = subject.Loader(asked["sources"], asked["store"], asked["settings"])
     loader, cells, total = loaders[key], 0, 0.0
     for batch in loader.epoch(0):
-        cells += loader.n_cells(batch)
+        cells += getattr(loader, "n_cells", n_cells)(batch)
         if asked.get("sum"):
-            rows = loader.rows(batch)
+            rows = getattr(loader, "rows", rows_of)(batch)
             total += float(np.sum(rows[2] if isinstance(rows, tuple) else rows, dtype=np.float64))
     return {"cells": cells, "sum": total}
 
@@ -257,12 +355,14 @@ def main(path: str) -> None:
     verbs: dict[str, Any] = {"measure": measured, "convert": converted, "epoch": lambda subject, asked: epoch(subject, asked, loaders)}
     try:
         spec.loader.exec_module(subject)
-        _answer(answers, ranks, {"facts": {"python": sys.version.split()[0], **subject.facts()}})
+        _answer(answers, ranks, {"facts": facts(subject)})
         for asked in ranks.requests():
             is_mine = ranks.rank == 0 or asked["do"] != "convert"  # one makes the store, the others wait
             found = ranks.joined(verbs[asked["do"]](subject, asked) if is_mine else {})
             gc.collect()  # what the loader had mapped would stay in the page cache
             _answer(answers, ranks, found)
+            if found.get("cut_s") is not None:
+                os._exit(0)  # threads that the loader waits for would hold up any other end
     except BaseException as error:
         traceback.print_exc()
         _answer(answers, ranks, {"fault": f"{type(error).__name__}: {error}"})

@@ -77,6 +77,12 @@ Epochs = Annotated[
         "--num-epochs", metavar="N", min=1, help="Epochs of a loader in a round at most.", show_default="as many as the time holds"
     ),
 ]
+TurnLimit = Annotated[
+    float, typer.Option("--turn-limit", metavar="SECONDS", min=0.1, help="Of one turn of a loader, opening included; then it is cut short.")
+]
+LoaderLimit = Annotated[
+    float, typer.Option("--loader-limit", metavar="SECONDS", min=0.1, help="Of all turns of a loader; it is left out of the rest.")
+]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of the order of rows, and of the plates that are made.")]
 Check = Annotated[
     int, typer.Option(metavar="N", min=0, help="Batches of each loader in each round that are compared with the source; 0: none.")
@@ -129,6 +135,8 @@ def bench(
     warmup_time: Warmup = 1.0,
     num_runs: Runs = 3,
     num_epochs: Epochs = None,
+    turn_limit: TurnLimit = 60.0,
+    loader_limit: LoaderLimit = 600.0,
     seed: Seed = 0,
     check: Check = 32,
     device: Device = "auto",
@@ -182,6 +190,8 @@ def _bench(given: dict[str, Any]) -> None:
         warmup_s=given["warmup_time"],
         epochs=given["num_epochs"],
         check=given["check"],
+        turn_s=given["turn_limit"],
+        loader_s=given["loader_limit"],
         sampling=given["sampling"],
         seed=given["seed"],
         device=_device(given["device"]),
@@ -254,8 +264,8 @@ def _contenders(given: dict[str, Any], source: "Source", place: Path) -> Any:
     found = contenders.ours(source, stores, formats=formats, workers=given["workers"], world_size=given["world_size"], settings=settings)
     names = peer.names() if given["peers"] == ["all"] else given["peers"]
     names = [*names, *(["annloader"] if given["generate_baseline"] and "annloader" not in names else [])]
-    home = given["folder"] / "peers"
-    return found + contenders.peers(names, source, stores, home=home, builds=given["build_peers"], archive=given["scdl_path"], say=_say)
+    how = {"home": given["folder"] / "peers", "builds": given["build_peers"], "archive": given["scdl_path"], "sampling": given["sampling"]}
+    return found + contenders.peers(names, source, stores, say=_say, **how)
 
 
 def _plots(given: dict[str, Any], rows: list[dict[str, Any]], place: Path) -> str:

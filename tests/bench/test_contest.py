@@ -1,6 +1,7 @@
 """`scdl-gpu bench` from end to end at a tiny size, beside a stand-in for a peer that is honest, lies, or fails."""
 
 import csv
+import dataclasses
 import json
 import textwrap
 from pathlib import Path
@@ -20,39 +21,40 @@ PEER = """
     import anndata, numpy, scipy.sparse
 
     MODULE, PYTHON, REQUIRES, READS_ARCHIVES = "anndata", (3, 10), [], False
-    VARIANTS = [{"label": "stand-in", "store": "stand-in.npz", "factor": FACTOR}]
+    ONLY_X, SAMPLINGS, USES, PACKAGES = True, ("shuffle", "sequential"), ("anndata",), ("anndata", "no-such-package")
+    VARIANTS = [{"label": "stand-in", "store": "stand-in.npz", "factor": FACTOR, "hangs_after": HANGS, "is_deaf": DEAF}]
 
     def facts():
         print("noise on stdout is no answer")
-        return {"versions": {}}
+        return {"more": 1}
 
     def convert(sources, store, settings):
         scipy.sparse.save_npz(store, scipy.sparse.vstack([anndata.read_h5ad(source).X for source in sources]).tocsr())
 
     class Loader:
-        def __init__(self, store, settings):
+        def __init__(self, sources, store, settings):
             self.x, self.settings = scipy.sparse.load_npz(store) * settings["factor"], settings
 
         def epoch(self, number):
             if self.settings["factor"] == 3:
                 raise RuntimeError("out of luck")
-            if self.settings["factor"] == 4:
-                time.sleep(1_000)
             b, x = self.settings["batch_size"], self.x[numpy.random.default_rng(number).permutation(self.x.shape[0])]
             made = (x[start : start + b] for start in range(0, x.shape[0] - b + 1, b))
+            made = self.late(made) if self.settings["hangs_after"] is not None else made
             return made if self.settings["output"] == "csr" else (batch.toarray() for batch in made)
 
-        def n_cells(self, batch):
-            return batch.shape[0]
-
-        def rows(self, batch):
-            return (batch.indptr, batch.indices, batch.data) if self.settings["output"] == "csr" else batch
+        def late(self, made):
+            for number, batch in enumerate(made):
+                while number == self.settings["hangs_after"]:
+                    try:
+                        time.sleep(1_000)
+                    except BaseException:
+                        if not self.settings["is_deaf"]:
+                            raise
+                yield batch
 
         def close(self):
             del self.x
-
-    def open(sources, store, settings):
-        return Loader(store, settings)
 """
 TINY = ["--cells", "300", "--plates", "1", "--genes", "400", "--batch-size", "20", "--max-time", "0.05", "--warmup-time", "0", "--no-plots"]
 
@@ -67,9 +69,27 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return scripts
 
 
-def write_peer(scripts: Path, factor: int) -> None:
-    """Write a peer whose values are multiplied by a factor."""
-    (scripts / "stand-in.py").write_text(textwrap.dedent(PEER.replace("FACTOR", str(factor))))
+def write_peer(scripts: Path, factor: int, hangs_after: int | None = None, *, is_deaf: bool = False) -> None:
+    """Write a peer whose values are multiplied by a factor, and which hangs after some batches, deaf to all that interrupts it."""
+    text = PEER.replace("FACTOR", str(factor)).replace("HANGS", str(hangs_after)).replace("DEAF", str(is_deaf))
+    (scripts / "stand-in.py").write_text(textwrap.dedent(text))
+
+
+def contest_of(folder: Path, **rules: float) -> tuple[contest.Contest, list[str]]:
+    """Let the stand-in take two turns alone, at a tiny size; returns what came of it, and what was told."""
+    source = open_source(write_plates(folder, 300, n_plates=3, n_vars=400), use_x=False)
+    told: list[str] = []
+    who = contenders.peers(["stand-in"], source, folder, home=folder, builds=False, archive=None, say=told.append)
+    chosen = contest.Rules(batch_sizes=[20], caches=["warm"], rounds=2, max_s=0.05, warmup_s=0, **rules)
+    run = contest.Contest(source, who, chosen, logs=folder, say=told.append)
+    run.run(source.table(folder)[0])
+    return run, told
+
+
+def in_words(run: contest.Contest) -> str:
+    """Give the text of a contest."""
+    record = run.record() | {"checked_against": "h5ad"}
+    return report.as_text(record, report.summary(record))
 
 
 def run(folder: Path, *words: str) -> tuple[int, str, dict]:
@@ -119,31 +139,56 @@ def test_everybody_takes_turns(stand_in: Path, tmp_path: Path) -> None:
     assert {facts["store"] for facts in record["conversions"]} == {"scdl_gpu.raw", "stand-in.npz"}
     assert all(facts["seconds"] > 0 and facts["size_bytes"] > 0 for facts in record["conversions"])
     assert len(record["limits"]) == 2
+    assert set(record["facts"]["stand-in"]["versions"]) == {"anndata"}
+    assert record["facts"]["stand-in"]["more"] == 1
     assert len(list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))) == len(kinds)
     assert text.count("stand-in") >= 4
     assert "rows checked against h5ad" in text
 
 
-@pytest.mark.parametrize(("factor", "fault"), [(2, "are no rows of the source"), (3, "RuntimeError: out of luck"), (4, "no answer in 1 s")])
-def test_a_peer_that_lies_fails_or_hangs_is_told(
-    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: int, fault: str
-) -> None:
+@pytest.mark.parametrize(("factor", "fault"), [(2, "are no rows of the source"), (3, "RuntimeError: out of luck")])
+def test_a_peer_that_lies_or_fails_is_told(stand_in: Path, tmp_path: Path, factor: int, fault: str) -> None:
     """It has no figures, the reason is told and recorded, and its process has ended."""
     write_peer(stand_in, factor)
-    monkeypatch.setattr(contest, "PATIENCE_S", 0.5 if factor == 4 else 600)
-    source = open_source(write_plates(tmp_path, 300, n_plates=3, n_vars=400), use_x=False)
-    told: list[str] = []
-    who = contenders.peers(["stand-in"], source, tmp_path, home=tmp_path, builds=False, archive=None, say=told.append)
-    rules = contest.Rules(batch_sizes=[20], caches=["warm"], rounds=2, max_s=0.05, warmup_s=0)
 
-    run = contest.Contest(source, who, rules, logs=tmp_path, say=told.append)
-    run.run(source.table(tmp_path)[0])
+    run, told = contest_of(tmp_path)
+
     record = run.record()
-
     assert fault in record["failures"]["stand-in"]
     assert any(fault in words for words in told)
     assert record["lines"] == []
-    assert f"stand-in: failed: {record['failures']['stand-in']}" in report.as_text(record | {"checked_against": "h5ad"}, [])
+    assert f"stand-in: failed: {record['failures']['stand-in']}" in in_words(run)
+
+
+def test_a_slow_peer_has_figures_of_what_it_delivered(stand_in: Path, tmp_path: Path) -> None:
+    """A turn that its limit cuts short counts the cells that came by then, and some of their rows are compared with the source."""
+    write_peer(stand_in, 1, hangs_after=4)
+
+    run, told = contest_of(tmp_path, turn_s=1.5, loader_s=1_000)
+
+    [line] = run.lines.values()
+    for found in line.rounds:
+        assert found["cells"] == 3 * 20  # after the first batch, whose time is that of opening
+        assert found["cut_s"] - found["first_s"] == pytest.approx(found["seconds"], abs=0.01)
+        assert (found["rows"], found["strange"]) == (2 * 20, 0)
+    assert run.failures == {}
+    assert run.cuts["stand-in"] == {"cut_short": 2, "without_a_batch": 0, "left_out": 0}
+    assert "stand-in: 2 turns cut short after 1.5 s, their figures being of what was delivered by then" in in_words(run)
+    assert sum("cut short after 2 s" in words for words in told) == 2
+
+
+@pytest.mark.parametrize("is_deaf", [False, True])
+def test_a_peer_that_hangs_ends_nothing(stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_deaf: bool) -> None:
+    """It is killed where nothing interrupts it, left out once its time is used up, and has neither figures nor failed."""
+    write_peer(stand_in, 1, hangs_after=0, is_deaf=is_deaf)
+    monkeypatch.setattr(contest, "PATIENCE_S", 0.5)
+
+    run, told = contest_of(tmp_path, turn_s=1.0, loader_s=0.9)
+
+    assert (run.lines, run.failures) == ({}, {})
+    assert run.cuts["stand-in"] == {"cut_short": 0, "without_a_batch": 1, "left_out": 1}
+    assert any("killed: no answer in 1 s" in words for words in told) == is_deaf
+    assert "1 turns without a batch in that time; 1 turns left out, the 0.9 s of all its turns being used up" in in_words(run)
 
 
 def test_rows_of_the_source_are_those_of_the_files(tmp_path: Path) -> None:
@@ -180,6 +225,25 @@ def test_an_archive_is_a_source(tmp_path: Path, make_h5ad) -> None:
 
     assert against == "the archive"
     assert np.array_equal(table._sorted, plain._sorted)
+
+
+def test_peers_that_do_not_fit_are_left_out(stand_in: Path, tmp_path: Path, make_h5ad) -> None:
+    """A peer is asked for nothing that it has not: other sampling, or another matrix than X; the reason is told."""
+    files = open_source([make_h5ad(n_rows=30)], use_x=True)
+    raw = dataclasses.replace(files, matrix="raw/X")
+    told: list[str] = []
+    how = {"home": tmp_path, "builds": False, "archive": None, "say": told.append}
+
+    found = [
+        contenders.peers(["stand-in"], source, tmp_path, **how, sampling=sampling)
+        for source, sampling in ((files, "sequential"), (files, "random"), (raw, "shuffle"))
+    ]
+
+    assert [len(some) for some in found] == [1, 0, 0]
+    assert told == [
+        "stand-in: left out: it has no random sampling, but shuffle, sequential",
+        "stand-in: left out: it is measured on X, and the files have a raw/X: give --use-X-not-raw",
+    ]
 
 
 def test_unknown_peers_are_refused(stand_in: Path, tmp_path: Path) -> None:
