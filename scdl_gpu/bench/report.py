@@ -18,8 +18,9 @@ from typing import Any
 Facts = dict[str, Any]
 # fmt: off
 COLUMNS = (
-    "cells_per_second", "spread", "ratio", "gb_per_second", "limit", "percent_of_limit", "first_s", "p50_ms", "p99_ms", "wait_percent",
-    "peak_pss_mb", "peak_private_mb", "device_mb", "entropy", "perfect_entropy", "near_pairs", "rows_checked", "disk_mb", "resident",
+    "cells_per_second", "lowest", "highest", "spread", "ratio", "gb_per_second", "limit", "percent_of_limit", "first_s", "p50_ms", "p99_ms",
+    "wait_percent", "peak_pss_mb", "peak_private_mb", "device_mb", "entropy", "perfect_entropy", "near_pairs", "rows_checked", "disk_mb",
+    "resident",
 )
 # fmt: on
 PLACED = {"device": "device copy", "pinned": "host to device", "host": "host to device"}
@@ -56,6 +57,8 @@ def _row(record: Facts, line: Facts) -> Facts:
         "rounds": len(rounds),
         "cut_short": sum(one["cut_s"] is not None for one in rounds),
         "cells_per_second": rate,
+        "lowest": min(rates),
+        "highest": max(rates),
         "spread": (max(rates) - min(rates)) / rate,
         "gb_per_second": rate * batch_bytes / 1e9,
         "limit": limit,
