@@ -109,4 +109,6 @@ def _budget_bytes(name: str, budget: float | None, free: int) -> int | None:
     number, is_bytes = real(name, budget, expected), isinstance(budget, Integral)
     if not number >= 0 or not (is_bytes or number <= 1):
         raise ValueError(f"{name} is {budget!r}, expected {expected}")
+    if is_bytes and number == 1:
+        raise ValueError(f"{name} is 1, which is one byte: {name}=1.0 is all that is free, {name}=0 nothing; expected {expected}")
     return int(budget) if is_bytes else int(number * free)

@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class GPUBatchLoader(IterableDataset[Batch]):
     drop_last: leave out the last, incomplete step; otherwise it wraps around and `is_padding` marks what repeats.
     rank, world_size: of torch.distributed where it is initialised.
     placement: "auto", "device", "node", "pinned" or "host"; "node" divides the rows over the devices of the ranks on this node,
-        which all make this loader at the same point, and close it. memory_budget, host_budget: bytes or fractions of what is free.
+        which all make it at the same point, and close it. memory_budget, host_budget: bytes (int) or fractions of what is free (float).
     windows: True streams rows through two windows, see `streaming`; False: all rows must be resident; None streams what fits
         nowhere, on one rank only.
     prefetch: batches made ahead, beyond what each thread is making: one batch, or on the CPU as many small ones as 8 MiB hold,
@@ -167,6 +167,9 @@ class GPUBatchLoader(IterableDataset[Batch]):
 
     def __len__(self) -> int:
         return self._order.steps() if self._sampled is None else len(self._sampled)
+
+    def __getitem__(self, index: object) -> NoReturn:
+        raise TypeError("a GPUBatchLoader is iterated, not indexed: next(iter(loader)) is a batch; SingleCellMemMapDataset.rows gives rows")
 
     def __repr__(self) -> str:
         shards, batches = self._shards, f"batches of {f'a {self._sampled.name}' if self._sampled else self._order.batch_size}"

@@ -70,6 +70,14 @@ def test_last_batch_wraps_and_says_so(archive: Path) -> None:
     assert len(list(GPUBatchLoader(archive, 10, device="cpu", drop_last=True))) == 10
 
 
+def test_it_is_iterated_not_indexed(archive: Path) -> None:
+    """A batch asked for by its number is refused, and the error says how to have one."""
+    loader = GPUBatchLoader(archive, 16, device="cpu")
+
+    with pytest.raises(TypeError, match=r"iterated, not indexed: next\(iter\(loader\)\) is a batch"):
+        loader[0]
+
+
 def test_epochs_differ_and_repeat(archive: Path) -> None:
     """Each iteration is the next epoch; set_epoch chooses one; the same seed and epoch give the same batches."""
     loader = GPUBatchLoader(archive, 10, seed=1, device="cpu")

@@ -356,6 +356,8 @@ def test_auto_tries_device_pinned_host(
         ({"windows": True, "memory_budget": 1000}, DeviceError, "has no room for two windows of 64.0 KiB"),
         ({"memory_budget": 1.5}, ValueError, "memory_budget is 1.5, expected bytes as an int, or a fraction"),
         ({"memory_budget": -1}, ValueError, "memory_budget is -1"),
+        ({"memory_budget": 1}, ValueError, "memory_budget is 1, which is one byte: memory_budget=1.0 is all that is free"),
+        ({"host_budget": np.int64(1)}, ValueError, "host_budget is 1, which is one byte: host_budget=1.0 is all that is free"),
         ({"memory_budget": True}, TypeError, "memory_budget is True, expected bytes as an int"),
         ({"memory_budget": "4 GB"}, TypeError, "memory_budget is '4 GB', expected bytes as an int"),
         ({"memory_budget": np.float32(1.5)}, ValueError, "memory_budget is .*1.5.*, expected bytes as an int"),

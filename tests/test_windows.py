@@ -438,7 +438,7 @@ def test_a_sampler_excludes_windows(raw: Path) -> None:
     """Which rows come when is the windows' to decide, or the sampler's; where nothing fits a sampler reads from the disk."""
     with pytest.raises(ValueError, match=r"windows=True .* excludes sampler and batch_sampler"):
         GPUBatchLoader(raw, 16, device="cpu", sampler=range(5), windows=True)
-    loader = GPUBatchLoader(raw, 16, device="cpu", sampler=range(5), host_budget=1)
+    loader = GPUBatchLoader(raw, 16, device="cpu", sampler=range(5), host_budget=2)
     assert (loader.streaming, rows_of(loader)) == (None, list(range(5)))
 
 
