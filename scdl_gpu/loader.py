@@ -66,8 +66,7 @@ class GPUBatchLoader(IterableDataset[Batch]):
         which all make it at the same point, and close it. memory_budget, host_budget: bytes (int) or fractions of what is free (float).
     windows: True streams rows through two windows, see `streaming`; False: all rows must be resident; None streams what fits
         nowhere, on one rank only.
-    prefetch: batches made ahead, beyond what each thread is making: one batch, or on the CPU as many small ones as 8 MiB hold,
-        which then share that memory.
+    prefetch: batches made ahead beyond what each thread makes: one batch, or on the CPU as many small ones as 8 MiB hold together.
 
     Iterating starts the epoch set by `set_epoch`, else the next one, 0 first. `len` is the number of batches of an epoch.
     Use it as it is, or through `DataLoader(loader, batch_size=None)`. Worker processes get a copy at the start of each

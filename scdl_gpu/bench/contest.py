@@ -80,7 +80,8 @@ class Line:
 class Contest:
     """The processes, and what came of them: `limits`, `conversions`, `lines`, `failures`, `facts`, `cuts`, `spent_s`.
 
-    contenders: who has not failed. cuts: for each contender that was too slow its turns that were cut short, those without a figure, and those that it was left out of.
+    contenders: who has not failed. cuts: for each one that was too slow its turns that were cut short, those without a figure, and those
+        that it was left out of.
     """
 
     def __init__(self, source: Source, contenders: Sequence[Contender], rules: Rules, *, logs: Path, say: Say) -> None:

@@ -59,7 +59,7 @@ def _row(record: Facts, line: Facts) -> Facts:
         "cells_per_second": rate,
         "lowest": min(rates),
         "highest": max(rates),
-        "spread": (max(rates) - min(rates)) / rate,
+        "spread": (max(rates) - min(rates)) / rate if len(rates) > 1 else None,
         "gb_per_second": rate * batch_bytes / 1e9,
         "limit": limit,
         "percent_of_limit": 100 * statistics.median(shares),
@@ -126,17 +126,21 @@ def _head(record: Facts) -> str:
 
 def _limit_words(name: str, rates: Sequence[float]) -> list[str]:
     middle = statistics.median(rates)
-    return [name, f"{middle:.2f}", f"{100 * (max(rates) - min(rates)) / middle:.0f}%"]
+    return [name, f"{middle:.2f}", _spread((max(rates) - min(rates)) / middle if len(rates) > 1 else None)]
+
+
+def _spread(spread: float | None) -> str:
+    return "-" if spread is None else f"{100 * spread:.0f}%"
 
 
 def _cut_words(label: str, counts: Facts, rules: Facts) -> str:
     """Say of a loader that was too slow what became of its turns."""
-    words = [
-        f"{counts['cut_short']} turns cut short after {rules['turn_s']:g} s, their figures being of what was delivered by then",
-        f"{counts['without_a_batch']} turns without a batch in that time",
-        f"{counts['left_out']} turns left out, the {rules['loader_s']:g} s of all its turns being used up",
-    ]
-    return f"{label}: {'; '.join(word for word in words if not word.startswith('0 '))}"
+    words = {
+        "cut_short": f"cut short after {rules['turn_s']:g} s, or what was left, with figures of what was delivered by then",
+        "without_a_batch": "without a batch in that time",
+        "left_out": f"left out, the {rules['loader_s']:g} s of all its turns being used up",
+    }
+    return f"{label}, turns: {'; '.join(f'{counts[how]} {what}' for how, what in words.items() if counts[how])}"
 
 
 def _without_empty(lines: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -153,7 +157,7 @@ def _words(row: Facts) -> list[str]:
     entropy = "-" if row["entropy"] is None else f"{row['entropy']:.2f}/{row['perfect_entropy']:.2f}"
     return [
         row["label"], f"{row['cells_per_second']:,.0f}", f"{row['rounds']}{' cut' if row['cut_short'] else ''}",
-        f"{100 * row['spread']:.0f}%", _number(row["ratio"], digits=2),
+        _spread(row["spread"]), _number(row["ratio"], digits=2),
         f"{row['gb_per_second']:.2f}", f"{_percent(row['percent_of_limit'])} {row['limit']}", _number(row["first_s"], digits=2),
         _number(row["p50_ms"], digits=2),
         _number(row["p99_ms"], digits=2), _number(row["wait_percent"]), _number(row["peak_pss_mb"]), _number(row["peak_private_mb"]),
@@ -177,6 +181,21 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
         "  ".join(f"{word:{'<' if n == 0 else '>'}{width}}" for n, (word, width) in enumerate(zip(line, widths, strict=True)))
         for line in lines
     )
+
+
+def as_markdown(record: Facts, rows: Sequence[Facts]) -> str:
+    """Write what a page of results needs as tables in Markdown: speed, spread, limit and shuffling of each kind of batch."""
+    parts = ["\n".join(f"{line}  " for line in _head(record).splitlines())]
+    for kind in dict.fromkeys(_kind(row) for row in rows):
+        lines = [
+            ["", "cells/s", "spread", "ratio", "of the limit", "entropy / perfect", "near x", "disk MB"],
+            ["---"] * 8,
+            *([words[n] for n in (0, 1, 3, 4, 6, 14, 15, 16)] for words in (_words(row) for row in rows if _kind(row) == kind)),
+        ]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        parts.append(f"**{kind[0]}, batch size {kind[1]:,}, {kind[2]} page cache**\n\n{table}")
+    parts += [f"* {_cut_words(label, counts, record['rules'])}" for label, counts in record["cuts"].items()]
+    return "\n\n".join(parts)
 
 
 def as_csv(rows: Sequence[Facts]) -> str:

@@ -201,18 +201,17 @@ def measured(subject: Any, asked: Asked) -> dict[str, Any]:
     turn = Turn(subject, asked)
     signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, asked["limit_s"], 1.0)  # again and again: what is raised in a finaliser is lost
+    is_cut = False
     try:
         turn.run()
     except Late:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        turn.cut()
-        return turn.found
-    except Exception:
-        turn.close()
-        raise
+        is_cut = True
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    turn.close()
+        if not is_cut:  # what was interrupted might hang
+            turn.close()
+    if is_cut:
+        turn.cut()
     return turn.found
 
 

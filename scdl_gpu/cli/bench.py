@@ -115,7 +115,12 @@ Json = Annotated[
 Csv = Annotated[
     Path | None, typer.Option("--csv", metavar="FILE", help="A row a line of the tables.", show_default="results.csv beside the plates")
 ]
-Report = Annotated[Path | None, typer.Option("--report", "-o", metavar="FILE", help="The tables, too.", show_default="stdout only")]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report", "-o", metavar="FILE", help="The tables, too; in Markdown, shortened, where it ends in .md.", show_default="stdout only"
+    ),
+]
 Plots = Annotated[bool, typer.Option(help="PNG files beside the results; they need matplotlib.")]
 
 
@@ -207,7 +212,8 @@ def _bench(given: dict[str, Any]) -> None:
     text = report.as_text(record, rows)
     typer.echo(text)
     if given["report_path"] is not None:
-        given["report_path"].write_text(text + "\n")
+        is_page = given["report_path"].suffix == ".md"
+        given["report_path"].write_text((report.as_markdown(record, rows) if is_page else text) + "\n")
     _say(f"{record['seconds']:.0f} s; {json_path}, {csv_path}{_plots(given, rows, place)}")
     if contest.failures:
         raise typer.Exit(1)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import textwrap
 from pathlib import Path
 
@@ -115,6 +116,8 @@ def test_everybody_takes_turns(stand_in: Path, tmp_path: Path) -> None:
         "stand-in",
         "--csv",
         str(tmp_path / "out.csv"),
+        "--report",
+        str(tmp_path / "out.md"),
     ]
 
     code, text, record = run(tmp_path, *words)
@@ -143,6 +146,10 @@ def test_everybody_takes_turns(stand_in: Path, tmp_path: Path) -> None:
     assert record["facts"]["stand-in"]["more"] == 1
     assert len(list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))) == len(kinds)
     assert text.count("stand-in") >= 4
+    lines = [[word.strip() for word in line.split("|")[1:-1]] for line in (tmp_path / "out.md").read_text().splitlines() if "|" in line]
+    shown = [line for line in lines if line[0] == "stand-in"]
+    assert len(shown) == 4
+    assert all(line[3] == "1.00" and re.search(r"disk read|memory", line[4]) and re.match(r"\d\.\d\d/", line[5]) for line in shown)
     assert "rows checked against h5ad" in text
 
 
@@ -173,7 +180,7 @@ def test_a_slow_peer_has_figures_of_what_it_delivered(stand_in: Path, tmp_path: 
         assert (found["rows"], found["strange"]) == (2 * 20, 0)
     assert run.failures == {}
     assert run.cuts["stand-in"] == {"cut_short": 2, "without_a_batch": 0, "left_out": 0}
-    assert "stand-in: 2 turns cut short after 1.5 s, their figures being of what was delivered by then" in in_words(run)
+    assert "stand-in, turns: 2 cut short after 1.5 s, or what was left, with figures of what was delivered by then" in in_words(run)
     assert sum("cut short after 2 s" in words for words in told) == 2
 
 
@@ -188,7 +195,7 @@ def test_a_peer_that_hangs_ends_nothing(stand_in: Path, tmp_path: Path, monkeypa
     assert (run.lines, run.failures) == ({}, {})
     assert run.cuts["stand-in"] == {"cut_short": 0, "without_a_batch": 1, "left_out": 1}
     assert any("killed: no answer in 1 s" in words for words in told) == is_deaf
-    assert "1 turns without a batch in that time; 1 turns left out, the 0.9 s of all its turns being used up" in in_words(run)
+    assert "stand-in, turns: 1 without a batch in that time; 1 left out, the 0.9 s of all its turns being used up" in in_words(run)
 
 
 def test_rows_of_the_source_are_those_of_the_files(tmp_path: Path) -> None:
