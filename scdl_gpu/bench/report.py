@@ -188,7 +188,7 @@ def as_markdown(record: Facts, rows: Sequence[Facts]) -> str:
     parts = ["\n".join(f"{line}  " for line in _head(record).splitlines())]
     for kind in dict.fromkeys(_kind(row) for row in rows):
         lines = [
-            ["", "cells/s", "spread", "ratio", "of the limit", "entropy / perfect", "near x", "disk MB"],
+            ["", "cells/s", "spread", "ratio", "% of limit", "entropy / perfect", "near x", "disk MB"],
             ["---"] * 8,
             *([words[n] for n in (0, 1, 3, 4, 6, 14, 15, 16)] for words in (_words(row) for row in rows if _kind(row) == kind)),
         ]
