@@ -182,7 +182,7 @@ class Turn:
         if batches is None or not batches.cells:
             return
         if "seconds" not in found:
-            first = found["first_cells"]
+            first = found.get("first_cells", batches.cells)
             is_whole = self._asked["cold"] or batches.cells == first
             found["cells"] = batches.cells - (0 if is_whole else first)
             found["seconds"] = found["cut_s"] - (0 if is_whole else found["first_s"])
