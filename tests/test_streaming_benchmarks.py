@@ -144,13 +144,11 @@ PEER = """
     import scipy.sparse
 
     MODULE, PYTHON, REQUIRES, READS_ARCHIVES = "numpy", (3, 10), [], True
+    ONLY_X, SAMPLINGS = False, ("shuffle",)
     VARIANTS = [{"label": f"times {factor}", "store": "bionemo-scdl", "factor": factor} for factor in (1, 2)]
 
-    def facts():
-        return {"versions": {}}
-
     class Loader:
-        def __init__(self, store, settings):
+        def __init__(self, sources, store, settings):
             data, columns = (numpy.fromfile(f"{store}/{name}", dtype) for name, dtype in (("data.npy", "f4"), ("col_ptr.npy", "u1")))
             indptr = numpy.fromfile(f"{store}/row_ptr.npy", "u2")
             self.x = scipy.sparse.csr_matrix((data * settings["factor"], columns.astype("i4"), indptr.astype("i4")))
@@ -159,17 +157,8 @@ PEER = """
         def epoch(self, number):
             return (self.x[start : start + self.size] for start in range(0, self.x.shape[0] - self.size + 1, self.size))
 
-        def n_cells(self, batch):
-            return batch.shape[0]
-
-        def rows(self, batch):
-            return batch.indptr, batch.indices, batch.data
-
         def close(self):
             del self.x
-
-    def open(sources, store, settings):
-        return Loader(store, settings)
 """
 
 
