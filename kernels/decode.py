@@ -7,22 +7,9 @@ block is unpacked eight at a time; columns and values then leave it in loops tha
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
+from scdl_gpu.kernels.blocks import WIDEST, unpack_blocks, unpack_counts, unpack_ranks
 from scdl_gpu.kernels.counts import bits_of_single, convert_counts, convert_stored
-from scdl_gpu.kernels.lanes import (
-    copy_bytes,
-    counts8,
-    counts16,
-    load8,
-    load16,
-    load32,
-    load64,
-    ranks8,
-    ranks16,
-    store8,
-    store16,
-    store32,
-    store64,
-)
+from scdl_gpu.kernels.lanes import copy_bytes, load8, load16, load32, load64, store8, store16, store32, store64
 from scdl_gpu.kernels.packed import BLOCK, CHECK_NNZ, CHECK_STEP, GAP_BITS, NNZ_BITS, RAW, SOURCES, VALUE_BITS
 from scdl_gpu.kernels.shards import KINDS
 from scdl_gpu.kernels.stored import ONE, bits_of, count_ones, jit, narrowed, pointer
@@ -30,6 +17,8 @@ from scdl_gpu.kernels.stored import ONE, bits_of, count_ones, jit, narrowed, poi
 NOWHERE = np.int64(-1)
 BROKEN, SMALL, LARGE, MIXED = -1, 0, 1, 2
 """What a row decoded to: nothing; counts up to 2^24, or up to 2^32 - 1, as uint32; values of the source dtype."""
+AT_ONCE = np.int64(1024)
+"""Blocks between two looks at the ranks: 1,024 x 8 x 2^16 and 2^24 genes are below 2^31."""
 
 GAPS = np.array(GAP_BITS, np.int64)
 COUNTS = np.array((*VALUE_BITS, 0), np.int64)
@@ -83,12 +72,10 @@ def kind_of_values(control, n_blocks):
 
 
 @jit
-def _ranks(address, width, base, out):
+def _ranks(address, code, base, out):
     """Decode a block of eight gaps into ranks, int32 at `out`; returns the last plus one. base: the rank before plus one."""
-    if width <= 8:
-        return ranks8(address, width, base, out)
-    if width <= 16:
-        return ranks16(address, width, base, out)
+    if GAPS[np.uint64(code)] <= WIDEST:
+        return unpack_ranks(code, address, base, out)
     for k in range(BLOCK):
         base += (load32(address + 3 * k) & 0xFFFFFF) + 1
         store32(out + 4 * k, base - 1)
@@ -96,12 +83,11 @@ def _ranks(address, width, base, out):
 
 
 @jit
-def _counts(address, width, out):
+def _counts(address, code, out):
     """Decode a block of eight counts, uint32 at `out`."""
-    if width <= 8:
-        counts8(address, width, out)
-    elif width <= 16:
-        counts16(address, width, out)
+    width = COUNTS[np.uint64(code)]
+    if width <= WIDEST:
+        unpack_counts(code, address, out)
     elif width == 24:
         for k in range(BLOCK):
             store32(out + 4 * k, (load32(address + 3 * k) & 0xFFFFFF) + 1)
@@ -154,13 +140,22 @@ def decode_row(shard, row, n, n_vars, ranks, values):
 
 @jit
 def _blocks(address, end, n, n_vars, is_mixed, source, ranks, values):
-    """Decode the blocks of a row; returns whether they end by `end` and all ranks are below n_vars. All are addresses."""
-    n_blocks = (n + 7) // 8
+    """Decode the blocks of a row; returns whether they end by `end` and all ranks are below n_vars. All are addresses.
+
+    Blocks of counts go through the loop of kernels/blocks.py, as many as it takes; the one where it stops goes by itself.
+    """
+    n_blocks, whole = (n + 7) // 8, n // 8
     raw_bits = RAW_BITS[np.uint64(source - 1)]
     step = raw_bits if is_mixed else 32
-    at, base, left = address + n_blocks, np.int64(0), n
-    for b in range(n_blocks):
-        code = load8(address + b)
+    at, base, b = address + n_blocks, np.int64(0), np.int64(0)
+    while b < n_blocks:
+        if not is_mixed:
+            stop = min(whole, b + AT_ONCE)
+            done, at, base = unpack_blocks(address + b, address + stop, at, end, base, ranks + 32 * b, values + 32 * b)
+            b += done
+            if b == n_blocks:
+                break
+        left, code = n - BLOCK * b, load8(address + b)
         gap_bits, value_bits = GAPS[np.uint64(code & 15)], COUNTS[np.uint64(code >> 4)]
         if is_mixed and code >> 4 == RAW:
             value_bits = raw_bits
@@ -170,18 +165,16 @@ def _blocks(address, end, n, n_vars, is_mixed, source, ranks, values):
             following = middle + ((left * value_bits + 7) >> 3)
         if following > end or base > n_vars:
             return False
-        base = _ranks(at, gap_bits, base, ranks)
+        base = _ranks(at, code & 15, base, ranks + 32 * b)
         if is_mixed and code >> 4 == RAW:
-            copy_bytes(values, middle, raw_bits)
+            copy_bytes(values + step * b, middle, raw_bits)
         else:
-            _counts(middle, value_bits, values)
+            _counts(middle, code >> 4, values + step * b)
             if is_mixed:
-                _widen(values, source)
+                _widen(values + step * b, source)
         at = following
-        ranks += 32
-        values += step
-        left -= BLOCK
-    return n == 0 or load32(ranks - 32 + 4 * (left + 7)) < n_vars
+        b += 1
+    return n == 0 or load32(ranks + 4 * (n - 1)) < n_vars
 
 
 @jit
