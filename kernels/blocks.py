@@ -1,7 +1,7 @@
 """Blocks of eight fields of packed rows, unpacked one after the other: the innermost loop of decoding, for Numba, as LLVM IR.
 
-Knows control bytes and fields of up to 16 bits, not rows, checks or dtypes. Whatever their widths, a block takes the same 53
-instructions of AVX2: shifts and masks come from a table, no branch hangs on a width, and the rank before a block stays in the
+Knows control bytes and fields of up to 16 bits, not rows, checks or dtypes. Whatever their widths, a block takes the same 50
+instructions of AVX2 or so: shifts and masks come from a table, no branch hangs on a width, and the rank before a block stays in the
 lanes of a register. The price is a table of 4 KB, of which the codes that are in use lie in the cache. Plain LLVM vectors,
 no gather, nothing that moves single lanes: any CPU runs it (benchmarks/LOG.md, 2026-11-27).
 """

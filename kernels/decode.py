@@ -10,6 +10,7 @@ from numba import carray  # type: ignore[attr-defined]
 from scdl_gpu.kernels.blocks import WIDEST, unpack_blocks, unpack_counts, unpack_ranks
 from scdl_gpu.kernels.counts import bits_of_single, convert_counts, convert_stored
 from scdl_gpu.kernels.lanes import copy_bytes, load8, load16, load32, load64, store8, store16, store32, store64
+from scdl_gpu.kernels.lines import prefetch_to_write
 from scdl_gpu.kernels.packed import BLOCK, CHECK_NNZ, CHECK_STEP, GAP_BITS, NNZ_BITS, RAW, SOURCES, VALUE_BITS
 from scdl_gpu.kernels.shards import KINDS
 from scdl_gpu.kernels.stored import ONE, bits_of, count_ones, jit, narrowed, pointer
@@ -25,6 +26,7 @@ COUNTS = np.array((*VALUE_BITS, 0), np.int64)
 RAW_BITS = np.array([8 * np.dtype(name).itemsize for name in SOURCES], np.int64)
 FLOAT16, FLOAT32, FLOAT64 = (SOURCES.index(name) + 1 for name in ("float16", "float32", "float64"))
 HALF = KINDS.index("float16")
+TWO, FOUR, LOW = np.uint64(2), np.uint64(4), np.uint64(0xFFFFFFFF)
 
 
 @jit
@@ -201,26 +203,69 @@ def map_columns(order, ranks, out):
 
 
 @jit
+def _column(table, entry_bytes, rank):
+    """Look a column up. rank: uint64; table, entry_bytes: of an entry of ORDER."""
+    if table == 0:
+        return rank
+    if entry_bytes == 2:
+        return np.uint64(load16(np.int64(table + TWO * rank)))
+    return np.uint64(load32(np.int64(table + FOUR * rank)))
+
+
+@jit
+def _mark(table, entry_bytes, ranks, bitmap):
+    """Replace ranks by columns, and set their bits. Two go through a register at once, as in _place."""
+    n, at = np.uint64(ranks.size), np.int64(ranks.ctypes.data)
+    for k in range(np.int64(n >> ONE)):
+        two = load64(at + 8 * k)
+        first, second = _column(table, entry_bytes, two & LOW), _column(table, entry_bytes, two >> np.uint64(32))
+        store64(at + 8 * k, np.int64(first | second << np.uint64(32)))
+        bitmap[first >> np.uint64(6)] |= ONE << (first & np.uint64(63))
+        bitmap[second >> np.uint64(6)] |= ONE << (second & np.uint64(63))
+    if n & ONE:
+        column = _column(table, entry_bytes, np.uint64(ranks[n - ONE]))
+        ranks[n - ONE] = column
+        bitmap[column >> np.uint64(6)] |= ONE << (column & np.uint64(63))
+
+
+@jit
+def _rank_of(column, bitmap, below):
+    """Count the ones below that of a column, uint64."""
+    word = column >> np.uint64(6)
+    return np.uint64(below[word]) + count_ones(bitmap[word] & ((ONE << (column & np.uint64(63))) - ONE))
+
+
+@jit
+def _place(columns, values, bitmap, below, out_columns, out_values):
+    """Write each element to the place that the bitmap gives. Two columns are loaded at once: loads and stores are what there is most of."""
+    n, at = np.uint64(columns.size), np.int64(columns.ctypes.data)
+    for k in range(np.int64(n >> ONE)):
+        two = load64(at + 8 * k)
+        first, second, even = two & LOW, two >> np.uint64(32), np.uint64(k) << ONE
+        place, other = _rank_of(first, bitmap, below), _rank_of(second, bitmap, below)
+        value, other_value = values[even], values[even + ONE]
+        out_columns[place], out_columns[other] = first, second
+        out_values[place], out_values[other] = value, other_value
+    if n & ONE:
+        column = np.uint64(columns[n - ONE])
+        place = _rank_of(column, bitmap, below)
+        out_columns[place], out_values[place] = column, values[n - ONE]
+
+
+@jit
 def place_row(order, ranks, values, bitmap, below, out_columns, out_values):
     """Write a row in var order. ranks: (n,) int32, replaced by columns; values: (n,).
 
     bitmap: uint64, a bit a column, all zero before and after; below: of the same size, scratch. The place of an element is
     the number of ones below its own.
     """
-    map_columns(order, ranks, ranks)
-    n = np.uint64(ranks.size)
-    for k in range(n):
-        column = np.uint64(np.uint32(ranks[k]))
-        bitmap[column >> np.uint64(6)] |= ONE << (column & np.uint64(63))
+    _mark(np.uint64(order.table), np.uint32(order.entry_bytes), ranks, bitmap)
+    prefetch_to_write(out_columns)
+    prefetch_to_write(out_values)
     total = np.uint32(0)
     for word in range(np.uint64(bitmap.size)):
         below[word] = total
         total += np.uint32(count_ones(bitmap[word]))
-    for k in range(n):
-        column = np.uint64(np.uint32(ranks[k]))
-        word = column >> np.uint64(6)
-        place = np.uint64(below[word]) + count_ones(bitmap[word] & ((ONE << (column & np.uint64(63))) - ONE))
-        out_columns[place] = ranks[k]
-        out_values[place] = values[k]
+    _place(ranks, values, bitmap, below, out_columns, out_values)
     for word in range(np.uint64(bitmap.size)):
         bitmap[word] = 0

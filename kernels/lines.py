@@ -20,19 +20,24 @@ AHEAD_BYTES = np.uint64(16 << 10)
 WORDS = ir.VectorType(ir.IntType(32), 16)
 
 
-@intrinsic
-def _ask(typing, address):
-    """Ask for the line at an address, to read it soon; an address that is nobody's does no harm."""
+def _asker(is_written):
+    """Make an intrinsic that asks for the line at an address, to use it soon; an address that is nobody's does no harm."""
 
-    def generated(context, builder, signature, args):
-        number, where = ir.IntType(32), cgutils.voidptr_t
-        kind = ir.FunctionType(ir.VoidType(), [where, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [where], kind)
-        read, keep, data = number(0), number(3), number(1)
-        builder.call(function, [builder.inttoptr(args[0], where), read, keep, data])
-        return context.get_dummy_value()
+    def ask(typing, address):
+        def generated(context, builder, signature, args):
+            number, where = ir.IntType(32), cgutils.voidptr_t
+            kind = ir.FunctionType(ir.VoidType(), [where, number, number, number])
+            function = builder.module.declare_intrinsic("llvm.prefetch", [where], kind)
+            written, keep, data = number(is_written), number(3), number(1)
+            builder.call(function, [builder.inttoptr(args[0], where), written, keep, data])
+            return context.get_dummy_value()
 
-    return types.void(types.uint64), generated
+        return types.void(types.uint64), generated
+
+    return intrinsic(ask)
+
+
+_ask, _ask_to_write = _asker(0), _asker(1)
 
 
 @intrinsic
@@ -67,6 +72,14 @@ def prefetch(address, size_bytes):
     start = np.uint64(address)
     for line in range(start & ~(LINE - np.uint64(1)), start + min(np.uint64(size_bytes), AHEAD_BYTES), LINE):
         _ask(line)
+
+
+@jit
+def prefetch_to_write(out):
+    """Ask for the lines of `out`, (n,), up to AHEAD_BYTES, before it is written here and there."""
+    start = np.uint64(out.ctypes.data)
+    for line in range(start & ~(LINE - np.uint64(1)), start + min(np.uint64(out.nbytes), AHEAD_BYTES), LINE):
+        _ask_to_write(line)
 
 
 @jit

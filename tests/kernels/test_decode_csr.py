@@ -35,6 +35,23 @@ def test_every_block(dtype: str, gap_code: int) -> None:
     assert positions(fault) == {}
 
 
+def test_long_rows() -> None:
+    """Rows of tens of thousands of nonzeros, with gaps and counts of all widths in between, are what was encoded."""
+    random = np.random.default_rng(5)
+    rows = [(np.sort(random.choice(1 << 20, n, replace=False)), random.geometric(0.3, n).astype(np.float32)) for n in (30_000, 16_384)]
+    rows[0][0][-9:] += (1 << 24) - (1 << 20) - 1
+    rows[0][1][[8, 7_777, 29_990]] = 300, 2**20, 2**24
+    shard = Shard("float32", (1 << 24) - 1)
+    for columns, values in rows:
+        shard.add(columns, values)
+
+    indices, data, fault = Batch([shard], [(0, 0), (0, 1)]).csr()
+
+    np.testing.assert_array_equal(indices, np.concatenate([columns for columns, _ in rows]))
+    same_bits(data, np.concatenate([values for _, values in rows]))
+    assert positions(fault) == {}
+
+
 @pytest.mark.parametrize("made", CSR_KINDS)
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_dtype(source: str, made: str) -> None:

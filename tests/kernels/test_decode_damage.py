@@ -132,6 +132,16 @@ def test_rows_that_end_early(gap_code: int, value_code: int) -> None:
         check_csr_only(short, nnz, {"DAMAGED": 0})
 
 
+def test_ranks_that_come_round() -> None:
+    """A row whose ranks pass 2^32, so that the last one is small again, is damaged."""
+    shard = Shard("float64", 70_000)
+    shard.add_bytes(padded(bytes([14] * 8_192 + [0]) + b"\xff" * (8_192 * 16)), 8 * 8_193)
+
+    batch = Batch([shard], [(0, 0)])
+
+    assert positions(batch.csr()[2]) == positions(batch.dense()[1]) == {"DAMAGED": 0}
+
+
 def check_csr_only(shard: Shard, nnz: int, faults: dict[str, int]) -> None:
     """Expect these faults, and gaps of zero where there is none."""
     indices, _, fault = Batch([shard], [(0, 0)]).csr("float64")
