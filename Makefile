@@ -21,7 +21,8 @@ GPU_PYTHON ?= python3
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-export NUMBA_CACHE_DIR := $(abspath $(VENV))/numba-cache
+# Numba compiles a function anew when its own file changes, not when one changes whose functions it has taken in.
+export NUMBA_CACHE_DIR := $(abspath $(VENV))/numba-cache-$(shell cat kernels/*.py | cksum | cut -d ' ' -f 1)
 
 .PHONY: demo test test-all check docs bench bench-all gpu-check lint env clean
 
