@@ -5,6 +5,7 @@ thousand; so points are drawn, not bars, whose length would mean nothing. Colour
 dashes tell the same. Names stand beside what they name, and a range shows the rounds.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,9 @@ def _points(
     low, high = min(values), max([*values, limit or 0])
     left, right_end = (0.0, 1.3 * high) if is_linear else (low / 1.6, high * max(1.6, (high / low) ** 0.45))
     axes.set(xscale="linear" if is_linear else "log", xlim=(left, right_end), ylim=(-0.7, len(rows) - 0.3))
+    if not is_linear:
+        axes.set_xticks(_ticks(left, right_end))
+        axes.minorticks_off()
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     for number, row in enumerate(ordered):
         colour, mark, _ = styles[row["label"]]
@@ -123,6 +127,13 @@ def _points(
     for tick, row in zip(axes.get_yticklabels(), ordered, strict=True):
         tick.set_fontweight("bold" if _family(row["label"]) == "scdl_gpu" else "normal")
     return _saved(pyplot, figure, axes, said, path)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Give round numbers for a logarithmic axis: 1, 2 and 5 times powers of ten, or the powers alone where those are many."""
+    powers = [10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    found = [m * power for power in powers for m in (1, 2, 5) if low <= m * power <= high]
+    return found if len(found) <= 7 else [power for power in powers if low <= power <= high]
 
 
 def _by_batch_size(pyplot: Any, rows: Sequence[Facts], title: str, path: Path) -> Path:
