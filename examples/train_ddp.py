@@ -70,6 +70,7 @@ def train(loader: GPUBatchLoader, arguments: argparse.Namespace) -> None:
             save(arguments.checkpoint, state)
 
     for epoch in range(loader.state_dict()["epoch"], arguments.epochs):
+        mean_loss: torch.Tensor | None = None  # a job that is resumed at the end of an epoch has no batch in it
         loader.set_epoch(epoch)  # changes nothing in the epoch that is resumed
         for batch in loader:
             own_loss, mean_loss = loss_of(ddp, batch, arguments.label)
@@ -83,7 +84,7 @@ def train(loader: GPUBatchLoader, arguments: argparse.Namespace) -> None:
             if step % arguments.save_every == 0:
                 save_all()
         save_all()
-        if dist.get_rank() == 0:
+        if dist.get_rank() == 0 and mean_loss is not None:
             print(f"epoch {epoch}, step {step}: loss {mean_loss.item():.4f}")
 
 

@@ -13,6 +13,7 @@ from scdl_gpu.arena import Arena, available_bytes
 from scdl_gpu.arguments import real
 from scdl_gpu.device import Device, size_words
 from scdl_gpu.errors import DeviceError
+from scdl_gpu.order import ranks
 from scdl_gpu.reader import PAGE_BYTES
 from scdl_gpu.slab import Layout
 
@@ -91,12 +92,16 @@ def host_room(layout: Layout, budget: float | None, *, is_shared: bool) -> Room:
         return Room(layout.size_bytes, "the memory that other processes hold them in")
     limit = _budget_bytes("host_budget", budget, free)
     limit = free // 2 if limit is None else limit
-    return Room(limit, f"the budget of {size_words(limit)} on the host, {size_words(free)} being available", budget, sharers(os.environ))
+    words = f"the budget of {size_words(limit)} on the host, {size_words(free)} being available"
+    return Room(limit, words, budget, sharers(os.environ, ranks(None, None)[1]))
 
 
-def sharers(environment: Mapping[str, str]) -> int:
-    """Count the processes of a job on this node, as torchrun tells them; 1 where nobody does. Raises ValueError for what is no number."""
-    told = environment.get("LOCAL_WORLD_SIZE", "1")
+def sharers(environment: Mapping[str, str], world_size: int) -> int:
+    """Count the processes of a job on this node as torchrun tells them, or all of the job: too many leave memory unused, too few end it.
+
+    Raises ValueError for what is no number.
+    """
+    told = environment.get("LOCAL_WORLD_SIZE", str(world_size))
     if not (told.isascii() and told.isdecimal() and int(told)):
         raise ValueError(f"the environment has LOCAL_WORLD_SIZE={told!r}, expected the number of processes on this node")
     return int(told)

@@ -30,6 +30,7 @@ from scdl_gpu.peers import peers_for
 from scdl_gpu.placement import Placed, Plan, choose, place
 from scdl_gpu.shards import Shards
 from scdl_gpu.window import Window, upload
+from scdl_gpu.window_order import check_ranks
 from scdl_gpu.windows import Windows, holds_batches, one_row
 
 OBS, PACKED = "obs ", "packed "
@@ -333,6 +334,7 @@ def assembler_for(
     )
     streamed = None
     if plan.window_bytes and plan.kind != "node":
+        check_ranks(order, plan.window_bytes, budgets[plan.kind != "device"])
         streamed = Windows(shards, plan.kind, window_bytes=plan.window_bytes, stored_bytes=plan.size_bytes, device=chosen)
     if chosen is None:
         asked = "; torch finds no GPU" if isinstance(device, str) and device == "auto" else ""

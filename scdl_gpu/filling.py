@@ -44,8 +44,8 @@ class Source(Protocol):
     device: Device | None
     reaches_device: bool
 
-    def file(self, part: Part, path: Path) -> reader.AnyFile:
-        """Open a file of a part, once."""
+    def file(self, part: Part, path: Path, left: threading.Event) -> reader.AnyFile:
+        """Open a file of a part, once; not to the end where `left` is set meanwhile."""
 
 
 class _Laid(NamedTuple):
@@ -109,11 +109,11 @@ def _verify_there(window: Window, device: Device) -> None:
 def _lay(source: Source, left: threading.Event, part: Part, first: int, count: int, at: int) -> _Laid:
     """Lay out `count` rows of a part from `first` on at `at`, whole pages, with a row table of their own."""
     if part.shard is not None:
-        source.file(part, part.shard.path).check_size()  # its row table is mapped
+        source.file(part, part.shard.path, left).check_size()  # its row table is mapped
     table, (start, stop) = _table(part, first, count)
     reads, offsets, leads = [], [], []
     for strand in strands(part, start, stop):
-        file = source.file(part, strand.path).until(left)
+        file = source.file(part, strand.path, left).until(left)
         begin, end = strand.pages
         is_seen = not _goes_there(source, part) if part.shard is not None else strand.path.name == FileNames.COLPTR.value
         reads.append(Read(file, begin, min(end, file.size_bytes), at, is_seen))

@@ -84,6 +84,8 @@ class GPUBatchDataModule(LightningDataModule):
         if source is None:
             raise ValueError("no dataset was given; name one for train, val, test or predict")
         kept = {name: value for name, value in self._options.items() if name not in OF_THE_DEVICE}
+        if not {"sampler", "batch_sampler"} & kept.keys():
+            kept |= {"rank": 0, "world_size": 1}  # nothing is read, so it may say that rows stream where ranks must be told to
         with GPUBatchLoader(source, self._batch_size, device="cpu", **kept) as loader:
             return loader.shape, loader.categories
 

@@ -5,6 +5,7 @@ pass over the files at the speed of memory, instead of a scan of its own.
 """
 
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
@@ -127,7 +128,7 @@ class PackedPlot:
 
     def open(self) -> Iterator[reader.AnyFile]:
         """Open the file of the shard."""
-        yield open_shard(self._shard)
+        yield open_shard(self._shard, threading.Event())
 
     def facts(self, files: Sequence[reader.AnyFile]) -> Iterator[tuple[Any, ...]]:
         """Tell which file, and of what state it is."""

@@ -25,7 +25,7 @@ from urllib.request import getproxies, proxy_bypass
 TIMEOUT_S = 20.0
 """Without a byte, and of a connection: servers and balancers that are alive answer within a few seconds."""
 LEAST_BYTES_PER_SECOND = 64 << 10
-"""Below this, after TIMEOUT_S, an answer is given up: an extent of 4 MiB would take a minute; another connection may do better."""
+"""Below this, after TIMEOUT_S, an answer is given up: a piece of 4 MiB would take a minute; another connection may do better."""
 IDLE = 16
 """Connections that are kept for a server: twice the threads that read."""
 REDIRECTS = 5

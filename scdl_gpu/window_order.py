@@ -8,6 +8,7 @@ batches, so that none needs two of them; the price is that another batch size, a
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,15 @@ EXTENT_BYTES = 1 << 20
 def extent_bytes_of(window_bytes: int) -> int:
     """Choose the size of extents for windows of a size: the same for all of 8 MiB and more, so that ranks with other budgets agree."""
     return min(EXTENT_BYTES, window_bytes // 8)
+
+
+def check_ranks(order: Order, window_bytes: int, budget: float | None) -> None:
+    """Raise ValueError where ranks might cut rows into different extents, and so miss some: by shares of memory that is free to each."""
+    if order.world_size > 1 and window_bytes < 8 * EXTENT_BYTES and not isinstance(budget, Integral):
+        raise ValueError(
+            f"windows of {window_bytes:,} bytes have extents of an eighth of that, which ranks must have alike, and a share of what is "
+            f"free differs: give the budget as bytes, or windows of {8 * EXTENT_BYTES:,} bytes and more"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -181,19 +181,23 @@ class Windows:
         if self._is_closed and not self._streams:
             self._close_files()
 
-    def file(self, part: Part, path: Path) -> reader.AnyFile:
+    def file(self, part: Part, path: Path, left: threading.Event) -> reader.AnyFile:
         """Open a file of a part, once. Raises ArchiveError where it is not the one that was opened with the archive."""
         key = part.key, path  # a path may have been opened in two states
         with self._lock:
-            if key not in self._files:
-                if part.shard is None:
-                    file: reader.AnyFile = open_file(raw_of(part), path.name, is_direct=self._is_direct)
-                else:
-                    file = open_shard(part.shard, is_direct=self._is_direct)
-                self._files[key] = file
-                self._paths[file.path_in_use] = None
+            found = self._files.get(key)
+        if found is None:  # without the lock: a server may keep it waiting, and `close` is not to wait for that
+            if part.shard is None:
+                opened: reader.AnyFile = open_file(raw_of(part), path.name, is_direct=self._is_direct)
+            else:
+                opened = open_shard(part.shard, left, is_direct=self._is_direct)
+            with self._lock:
+                found = self._files.setdefault(key, opened)
+                self._paths[found.path_in_use] = None
                 self.report.path = " and ".join(self._paths)
-            return self._files[key]
+            if found is not opened:
+                opened.close()
+        return found
 
     def close(self) -> None:
         """Give memory and files back; of an epoch that is streaming when its iteration is left, which gets no more windows."""

@@ -33,8 +33,8 @@ def test_nothing_streams_unasked_through_windows_without_a_batch() -> None:
 
 
 def test_processes_of_a_node_are_counted_as_torchrun_tells_them() -> None:
-    """LOCAL_WORLD_SIZE is the number, 1 where it is not set; what is no number is refused by name."""
-    assert [sharers(told) for told in ({}, {"LOCAL_WORLD_SIZE": "8"})] == [1, 8]
+    """LOCAL_WORLD_SIZE is the number, that of the job where it is not set; what is no number is refused by name."""
+    assert [sharers(told, 16) for told in ({}, {"LOCAL_WORLD_SIZE": "8"})] == [16, 8]
     for told in ("", "0", "-1", "four"):
         with pytest.raises(ValueError, match=f"LOCAL_WORLD_SIZE='{told}', expected the number of processes"):
-            sharers({"LOCAL_WORLD_SIZE": told})
+            sharers({"LOCAL_WORLD_SIZE": told}, 1)

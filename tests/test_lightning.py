@@ -15,7 +15,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from scdl_gpu import SingleCellMemMapDataset, convert_h5ad
+from scdl_gpu import SingleCellMemMapDataset, budget, convert_h5ad, loader
 
 if TYPE_CHECKING:
     from scdl_gpu.lightning import GPUBatchDataModule
@@ -143,6 +143,15 @@ def test_what_is_known_before_the_processes_are(data: Callable[..., Any]) -> Non
 
     assert module.shape == (N_ROWS, 20)
     assert module.categories["kind"].tolist() == ["a", "b", "c"]
+
+
+def test_rows_that_stream_are_described_to_ranks(data: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns and categories of rows that fit nowhere are known to each of several processes; nothing is read for them."""
+    monkeypatch.setattr(loader, "ranks", lambda rank, world_size: (0, 2) if rank is None else (rank, world_size))
+    monkeypatch.setattr(budget, "available_bytes", lambda: 1 << 18)
+    monkeypatch.setattr(budget.Room, "holds", lambda room, size_bytes: False)
+
+    assert data(8, obs=["kind"], windows=True, host_budget=1 << 17).shape == (N_ROWS, 20)
 
 
 def test_codes_that_mean_two_things_are_refused(fit: Fit, data: Callable[..., Any], tmp_path: Path) -> None:

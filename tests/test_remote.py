@@ -274,6 +274,20 @@ def test_leaving_an_epoch_ends_all_tries(server: Server, kind: str, monkeypatch:
     assert 0 < len(server.asked) - before <= 8  # one try in each thread that reads
 
 
+def test_leaving_an_epoch_does_not_wait_for_a_shard_that_is_opened(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header that is looked at when the first rows of a shard are wanted is asked for no longer either, and close comes through."""
+    monkeypatch.setattr(reader, "PAUSE_S", 1000.0)
+    failed = threading.Event()
+    with GPUBatchLoader(f"{server.url}/packed", 16, device="cpu", **SMALL) as loader:
+        server.fault = lambda asked: (failed.set(), "503")[1] if asked.name.endswith(".scdp") else None
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(next, iter(loader))
+            failed.wait()
+            loader.close()
+            with pytest.raises(ValueError, match="the loader is closed"):
+                first.result()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_archive_that_is_exchanged_is_not_mixed_with_the_old(changing: Server, kind: str) -> None:
     """A loader raises where files were replaced by others of the same size; a new one opens these, beside the old mirror."""

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from scdl_gpu import ArchiveError, Batch, DeviceError, GPUBatchLoader, SingleCellMemMapDataset, reader, windows
 from scdl_gpu.archive.packed import open_packed
+from scdl_gpu.arena import available_bytes
 from scdl_gpu.budget import LEAST_WINDOW
 
 EMULATED, GPU = ([(kind, placement) for placement in ("device", "pinned", "host")] for kind in ("emulated", "gpu"))
@@ -274,8 +275,8 @@ def test_pinned_windows_are_unpinned(raw: Path) -> None:
 
 
 def scdl_threads() -> list[str]:
-    """Name the threads that loaders began."""
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("scdl-")]
+    """Name the threads that loaders began; those of the process, which gather, stay."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("scdl-batch", "scdl-window"))]
 
 
 def test_leaving_early_ends_all_threads(raw: Path, where: dict[str, Any]) -> None:
@@ -600,6 +601,17 @@ def test_ranks_do_not_stream_each_for_itself(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="ranks must all stream, or none: give windows=True on every one of them"):
         GPUBatchLoader(path, 16, device="cpu", host_budget=2 * LEAST_WINDOW, rank=0, world_size=2)
+
+
+def test_ranks_cut_rows_alike(tmp_path: Path) -> None:
+    """Of small windows extents are an eighth: a share of what is free, which differs, is refused for ranks; bytes are not."""
+    path = write(tmp_path / "a", matrix(n_rows=4000))
+    share = 200_000 / available_bytes()
+
+    with pytest.raises(ValueError, match="which ranks must have alike, and a share of what is free differs: give the budget as bytes"):
+        GPUBatchLoader(path, 16, device="cpu", windows=True, host_budget=share, rank=0, world_size=2)
+    for told in ({"host_budget": 200_000, "rank": 0, "world_size": 2}, {"host_budget": share}):
+        assert GPUBatchLoader(path, 16, device="cpu", windows=True, **told).streaming is not None
 
 
 def test_what_no_window_holds_does_not_stream_by_itself(tmp_path: Path) -> None:

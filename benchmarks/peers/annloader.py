@@ -25,7 +25,7 @@ def backed(sources):
 class Loader:
     """An AnnLoader, one seed for the order of its rows."""
 
-    def __init__(self, sources, settings):
+    def __init__(self, sources, store, settings):
         import torch
         from anndata.experimental import AnnLoader
         from torch.utils.data import RandomSampler

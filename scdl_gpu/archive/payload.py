@@ -3,6 +3,8 @@
 Knows that a file must be the one that the archive was opened with, not what is read of it.
 """
 
+import threading
+
 import torch
 
 from scdl_gpu import reader
@@ -26,12 +28,15 @@ def open_file(archive: RawArchive, name: str, *, is_direct: bool = False) -> rea
     return file
 
 
-def open_shard(shard: PackedShard, *, is_direct: bool = False) -> reader.AnyFile:
-    """Open the file of a packed shard. Raises ArchiveError where its header is not the one that was opened with the archive."""
+def open_shard(shard: PackedShard, left: threading.Event, *, is_direct: bool = False) -> reader.AnyFile:
+    """Open the file of a packed shard, unless `left` is set meanwhile, see `RemoteFile.until`.
+
+    Raises ArchiveError where its header is not the one that was opened with the archive.
+    """
     file: reader.AnyFile = reader.File(shard.path, is_direct=is_direct) if shard.pin is None else reader.RemoteFile(shard.pin)
     digest = torch.empty(DIGEST_BYTES, dtype=torch.uint8)
     try:
-        file.read(HEADER_BYTES - DIGEST_BYTES, HEADER_BYTES, digest)
+        file.until(left).read(HEADER_BYTES - DIGEST_BYTES, HEADER_BYTES, digest)
         is_same = digest.numpy()[::-1].tobytes().hex() == shard.digest
     except BaseException:
         file.close()

@@ -158,7 +158,7 @@ class PeakMemory:
 
 def private_bytes(pid: int | None = None) -> int:
     """Sum RssAnon of a process, this one by default, and all below it; a process that ends meanwhile counts nothing."""
-    return sum(_field(Path(f"/proc/{one}/status"), "RssAnon") for one in _tree(os.getpid() if pid is None else pid))
+    return sum(_field(Path(f"/proc/{one}/status"), "RssAnon") for one in tree(os.getpid() if pid is None else pid))
 
 
 def pss_bytes(pid: int) -> int:
@@ -166,10 +166,10 @@ def pss_bytes(pid: int) -> int:
 
     The kernel walks all page tables for it, and holds up who maps memory meanwhile: not to be asked every 10 ms.
     """
-    return sum(_field(Path(f"/proc/{one}/smaps_rollup"), "Pss") for one in _tree(pid))
+    return sum(_field(Path(f"/proc/{one}/smaps_rollup"), "Pss") for one in tree(pid))
 
 
-def _tree(pid: int) -> list[int]:
+def tree(pid: int) -> list[int]:
     """List a process and all below it."""
     found, todo = [], [pid]
     while todo:

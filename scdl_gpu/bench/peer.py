@@ -10,6 +10,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from scdl_gpu.bench import PeakMemory, private_bytes, pss_bytes
+from scdl_gpu.bench import PeakMemory, private_bytes, pss_bytes, tree
 from scdl_gpu.errors import ScdlError
 
 SERVE, OURS = Path(__file__).with_name("serve.py"), Path(__file__).with_name("ours.py")
@@ -124,6 +125,13 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
 
 
+def kill(pid: int) -> None:
+    """Kill a process and all below it: ranks that torchrun began have sessions of their own, and would live on."""
+    for one in tree(pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+
+
 class Process:
     """A loader that answers. log: a file for what it says beside its answers.
 
@@ -167,7 +175,7 @@ class Process:
 
     def _answer(self, patience_s: float | None = None) -> Facts:
         if patience_s is not None and not select.select([self._answers], [], [], patience_s)[0]:
-            self._process.kill()
+            kill(self._process.pid)
             self.close()
             raise LateError(f"no answer in {patience_s:,.0f} s; see {self._log_path}")
         line = self._answers.readline()
@@ -186,7 +194,7 @@ class Process:
         """End it; harmless when repeated."""
         with contextlib.suppress(BrokenPipeError):
             self._pipe.close()
-        killer = threading.Timer(20, self._process.kill)  # workers that hang
+        killer = threading.Timer(20, kill, [self._process.pid])  # workers that hang
         killer.start()
         self._process.wait()
         killer.cancel()

@@ -81,6 +81,7 @@ def _limit(pyplot: Any, rows: Sequence[Facts], title: str, path: Path) -> Path:
         return f"{_digits(row['percent_of_limit'])} % of {row['limit']}"
 
     below = "percent of what this machine can do, measured in the same run"
+    rows = [row for row in rows if row["percent_of_limit"] is not None]
     return _points(pyplot, rows, "percent_of_limit", words, (f"Percent of limit: {title}", below), path, limit=100.0)
 
 

@@ -26,12 +26,19 @@ COLUMNS = (
 PLACED = {"device": "device copy", "pinned": "host to device", "host": "host to device"}
 
 
-def summary(record: Facts, baseline: str | None = None) -> list[Facts]:
-    """Give a row for each line of the record, in its order. baseline: label that ratios are to; None: the first bionemo-scdl, if any."""
-    labels = [line["label"] for line in record["lines"]]
-    base = baseline if baseline is not None else next((label for label in labels if label.startswith("bionemo-scdl")), None)
+def check_baseline(baseline: str | None, labels: Sequence[str]) -> None:
+    """Raise ValueError where nobody is called as the baseline, before anything is measured."""
     if baseline is not None and baseline not in labels:
         raise ValueError(f"no contender is called {baseline!r}; there are {', '.join(dict.fromkeys(labels))}")
+
+
+def summary(record: Facts, baseline: str | None = None) -> list[Facts]:
+    """Give a row for each line of the record, in its order.
+
+    baseline: label that ratios are to; None: the first bionemo-scdl, if any. Where it has no line there are no ratios.
+    """
+    labels = [line["label"] for line in record["lines"]]
+    base = baseline if baseline is not None else next((label for label in labels if label.startswith("bionemo-scdl")), None)
     rows = [_row(record, line) for line in record["lines"]]
     for row in rows:
         same = [other for other in rows if other["label"] == base and _kind(other) == _kind(row)]
@@ -50,7 +57,8 @@ def _row(record: Facts, line: Facts) -> Facts:
     read_bytes = record["sizes"][line["label"]] / source["cells"]
     limit = "disk read" if line["cache"] == "cold" else _limit_of(rounds[0].get("loader", ""), line["output"])
     cell_bytes = read_bytes if line["cache"] == "cold" else batch_bytes
-    shares = [rate * cell_bytes / 1e9 / record["limits"][one["round"]][limit] for rate, one in zip(rates, rounds, strict=True)]
+    limits = [record["limits"][one["round"]][limit] for one in rounds]  # 0 of a disk whose pages cannot be dropped
+    shares = [rate * cell_bytes / 1e9 / most for rate, most in zip(rates, limits, strict=True) if most]
     rate = statistics.median(rates)
     return {
         **{key: line[key] for key in ("label", "output", "batch_size", "cache")},
@@ -62,7 +70,7 @@ def _row(record: Facts, line: Facts) -> Facts:
         "spread": (max(rates) - min(rates)) / rate if len(rates) > 1 else None,
         "gb_per_second": rate * batch_bytes / 1e9,
         "limit": limit,
-        "percent_of_limit": 100 * statistics.median(shares),
+        "percent_of_limit": 100 * statistics.median(shares) if shares else None,
         "first_s": _median(rounds, "first_s"),
         "p50_ms": _median(rounds, "p50_s", 1e3),
         "p99_ms": _median(rounds, "p99_s", 1e3),
@@ -108,9 +116,13 @@ def as_text(record: Facts, rows: Sequence[Facts]) -> str:
     limits = [_limit_words(name, [one[name] for one in record["limits"]]) for name in (record["limits"] or [{}])[0]]
     if limits:
         parts.append(f"limits of this machine in this run, medians\n{_aligned([['', 'GB/s', 'spread'], *limits])}")
-    parts += [f"{label}: failed: {why.splitlines()[0]}" for label, why in record["failures"].items()]
+    parts += _failures(record)
     parts += [_cut_words(label, counts, record["rules"]) for label, counts in record["cuts"].items()]
     return "\n\n".join([_head(record), *parts])
+
+
+def _failures(record: Facts) -> list[str]:
+    return [f"{label}: failed: {why.splitlines()[0]}" for label, why in record["failures"].items()]
 
 
 def _head(record: Facts) -> str:
@@ -158,7 +170,7 @@ def _words(row: Facts) -> list[str]:
     return [
         row["label"], f"{row['cells_per_second']:,.0f}", f"{row['rounds']}{' cut' if row['cut_short'] else ''}",
         _spread(row["spread"]), _number(row["ratio"], digits=2),
-        f"{row['gb_per_second']:.2f}", f"{_percent(row['percent_of_limit'])} {row['limit']}", _number(row["first_s"], digits=2),
+        f"{row['gb_per_second']:.2f}", _share(row), _number(row["first_s"], digits=2),
         _number(row["p50_ms"], digits=2),
         _number(row["p99_ms"], digits=2), _number(row["wait_percent"]), _number(row["peak_pss_mb"]), _number(row["peak_private_mb"]),
         _number(row["device_mb"]) if row["device_mb"] else "-", entropy, _number(row["near_pairs"], digits=1), _number(row["disk_mb"]),
@@ -166,9 +178,10 @@ def _words(row: Facts) -> list[str]:
     ]  # fmt: skip
 
 
-def _percent(share: float) -> str:
-    """Give two digits that count below ten percent: 0.034, 7.3, 85."""
-    return f"{share:.0f}" if share >= 10 else f"{share:.2g}"
+def _share(row: Facts) -> str:
+    """Give the percent of which limit, two digits that count below ten: 0.034, 7.3, 85; "-" where there is no limit."""
+    share = row["percent_of_limit"]
+    return "-" if share is None else f"{share:.0f} {row['limit']}" if share >= 10 else f"{share:.2g} {row['limit']}"
 
 
 def _number(value: float | None, scale: float = 1.0, digits: int = 0) -> str:
@@ -194,6 +207,7 @@ def as_markdown(record: Facts, rows: Sequence[Facts]) -> str:
         ]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         parts.append(f"**{kind[0]}, batch size {kind[1]:,}, {kind[2]} page cache**\n\n{table}")
+    parts += [f"* {failure}" for failure in _failures(record)]
     parts += [f"* {_cut_words(label, counts, record['rules'])}" for label, counts in record["cuts"].items()]
     return "\n\n".join(parts)
 

@@ -141,6 +141,7 @@ class Turn:
         self._subject, self._asked = subject, asked
         self._synchronize = getattr(subject, "synchronize", lambda: None)
         self._batches: Endless | None = None
+        self._first: Any = None
         self._start = time.perf_counter()
 
     def run(self) -> None:
@@ -161,6 +162,7 @@ class Turn:
         if asked["cold"]:  # the first batch and what was read ahead with it are the cold ones
             timed |= {"cells": timed["cells"] + first, "seconds": timed["seconds"] + found["first_s"]}
         found |= timed  # at once: a turn that is cut short has all of it or nothing
+        self._first = None
         found["device_bytes"] = max(0, _device_bytes(subject) - before)
         if hasattr(loader, "words"):
             found["loader"] = loader.words()
@@ -188,7 +190,7 @@ class Turn:
             found["seconds"] = found["cut_s"] - (0 if is_whole else found["first_s"])
             found["device_bytes"] = _device_bytes(self._subject)
         if self._asked["check"] and not found["fingerprints"]:
-            for batch in [self._first] if batches.last is self._first else [self._first, batches.last]:
+            for batch in [batches.last] if self._first is None or self._first is batches.last else [self._first, batches.last]:
                 found["fingerprints"].append(_shown(batches.loader, batch))
 
 

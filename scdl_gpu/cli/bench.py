@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scdl_gpu.cli.report import reported
+from scdl_gpu.cli.report import path_here, reported
 
 if TYPE_CHECKING:
     from scdl_gpu.bench.source import Source
@@ -40,7 +40,11 @@ def _numbers(given: list[str]) -> list[int]:
 Input = Annotated[
     list[Path] | None,
     typer.Option(
-        "--input", "-i", metavar="PATH", help="h5ad files, a directory of them, or an archive; may be repeated. Nothing: plates are made."
+        "--input",
+        "-i",
+        parser=path_here,
+        metavar="PATH",
+        help="h5ad files, a directory of them, or an archive; may be repeated. Nothing: plates are made.",
     ),
 ]
 Cells = Annotated[int, typer.Option(metavar="N", min=1, help="Cells of the plates that are made, 10,000 to 100,000,000.")]
@@ -203,7 +207,9 @@ def _bench(given: dict[str, Any]) -> None:
     )
     start = time.perf_counter()
     table, against = source.table(place, _progress("looking at the source")) if given["check"] else (None, "nothing")
-    contest = Contest(source, _contenders(given, source, place), rules, logs=logs, say=_say)
+    contenders = _contenders(given, source, place)
+    report.check_baseline(given["baseline"], [one.label for one in contenders])
+    contest = Contest(source, contenders, rules, logs=logs, say=_say)
     contest.run(table)
     record = contest.record() | {"checked_against": against, "seconds": time.perf_counter() - start}
     rows = report.summary(record, given["baseline"])

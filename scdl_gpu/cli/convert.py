@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scdl_gpu.cli.report import DTYPE_HELP, StoredDtypeOption, dtype_of, reported, tell
+from scdl_gpu.cli.report import DTYPE_HELP, StoredDtypeOption, dtype_of, path_here, reported, tell
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -26,8 +26,8 @@ def _matrix(x: str) -> str:
     return x
 
 
-Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE", help="h5ad files, directories of them, raw archives.")]
-Target = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Where the new archive goes; nothing may be there yet.")]
+Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE", parser=path_here, help="h5ad files, directories of them, raw archives.")]
+Target = Annotated[Path, typer.Argument(metavar="ARCHIVE", parser=path_here, help="Where the new archive goes; nothing may be there yet.")]
 MatrixOption = Annotated[
     str, typer.Option("--x", callback=_matrix, metavar="auto|X|raw|layers/NAME", help="auto: raw where present, else X.")
 ]

@@ -49,13 +49,13 @@ StoredDtypeOption = Annotated[
 
 
 def path_here(text: str) -> Path:
-    """Take a path. Raises ValueError for a URL, which would be told to be no directory."""
+    """Take a path. Raises BadParameter for a URL, which would be told to be no directory."""
     if "://" in text:
         from scdl_gpu.archive.remote import ONLY, WAY_OUT
         from scdl_gpu.transport import is_url, shown
 
         if is_url(text):
-            raise ValueError(f"{shown(text)} is a URL, expected a path: {ONLY}; {WAY_OUT}")
+            raise typer.BadParameter(f"{shown(text)} is a URL, expected a path: {ONLY}; {WAY_OUT}")
     return Path(text)
 
 

@@ -1,10 +1,14 @@
 """`scdl-gpu bench` from end to end at a tiny size, beside a stand-in for a peer that is honest, lies, or fails."""
 
+import ast
 import csv
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from scdl_gpu.bench import contenders, contest, peer, report
+from scdl_gpu.bench import contenders, contest, peer, report, tree
 from scdl_gpu.bench.plates import write_plates
 from scdl_gpu.bench.source import open_source
 from scdl_gpu.cli.commands import app
@@ -262,9 +266,12 @@ def test_unknown_peers_are_refused(stand_in: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_baseline_is_refused() -> None:
-    """Ratios are to a line that there is."""
+    """Ratios are to somebody who takes part, which is known before anything is measured."""
+    report.check_baseline("a", ["a"])
+    report.check_baseline(None, [])
+
     with pytest.raises(ValueError, match="no contender is called 'b'; there are a"):
-        report.summary({"lines": [{"label": "a"}]}, "b")
+        report.check_baseline("b", ["a"])
 
 
 @pytest.mark.parametrize("words", [["--output", "coo"], ["--cache", "hot"], ["--batch-size", "many"], ["--sampling-scheme", "magic"]])
@@ -296,6 +303,79 @@ def test_the_script_is_the_command() -> None:
     assert "app.command(context_settings=SETTINGS)(bench)" in script.read_text()
     assert bench in [command.callback for command in app.registered_commands]
     assert isinstance(app, typer.Typer)
+
+
+def test_every_peer_takes_what_a_turn_gives() -> None:
+    """The Loader of each script takes sources, a store and settings, whatever it makes of them."""
+    scripts = {path: ast.parse(path.read_text()) for path in (Path(__file__).parents[2] / "benchmarks" / "peers").glob("*.py")}
+
+    for path, script in scripts.items():
+        loader = next(node for node in script.body if isinstance(node, ast.ClassDef) and node.name == "Loader")
+        make = next(node for node in loader.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+        assert [one.arg for one in make.args.args] == ["self", "sources", "store", "settings"], path
+    assert len(scripts) > 5
+
+
+def test_what_has_no_limit_has_no_share_of_it() -> None:
+    """Where pages of a disk cannot be dropped its speed is 0: there is a row without a percentage; failures are in both reports."""
+    once = {
+        "round": 0,
+        "cells": 10,
+        "seconds": 1.0,
+        "cut_s": None,
+        "peak_pss_bytes": 1,
+        "peak_private_bytes": 1,
+        "device_bytes": 0,
+        "resident": 1,
+    }
+    record = {
+        "machine": {"cpu": "any", "cores": 2, "commit": "c"},
+        "time": "now",
+        "rules": {"device": "cpu", "rounds": 1},
+        "checked_against": "nothing",
+        "source": {"cells": 10, "genes": 5, "nonzeros": 20},
+        "sizes": {"a": 100},
+        "limits": [{"disk read": 0.0}],
+        "conversions": [],
+        "cuts": {},
+        "failures": {"b": "rows that are not there"},
+        "lines": [{"label": "a", "output": "csr", "batch_size": 2, "cache": "cold", "rounds": [once]}],
+    }
+
+    [row] = rows = report.summary(record, "b")
+
+    assert (row["percent_of_limit"], row["ratio"]) == (None, None)
+    for text in (report.as_text(record, rows), report.as_markdown(record, rows)):
+        assert "b: failed: rows that are not there" in text
+
+
+def test_what_is_killed_leaves_nothing_that_it_began(tmp_path: Path) -> None:
+    """A process that does not answer takes those below it along, in sessions of their own too."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
+        "child.wait()\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)])
+    while len(pids := tree(process.pid)) < 2:
+        time.sleep(0.01)
+
+    peer.kill(process.pid)
+
+    process.wait()
+    end = time.monotonic() + 60
+    while any(state_of(pid) in "RSD" for pid in pids):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def state_of(pid: int) -> str:
+    """Give the state of a process, X where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 @pytest.mark.exhaustive

@@ -8,7 +8,17 @@ import pytest
 
 @pytest.mark.parametrize(
     "words",
-    [["info"], ["verify"], ["pack", "URL", "new"], ["unpack", "URL", "new"], ["concat", "here", "URL", "new"], ["pack", "here", "URL"]],
+    [
+        ["info"],
+        ["verify"],
+        ["pack", "URL", "new"],
+        ["unpack", "URL", "new"],
+        ["concat", "here", "URL", "new"],
+        ["pack", "here", "URL"],
+        ["convert", "URL", "new"],
+        ["convert", "here", "URL"],
+        ["bench", "-i", "URL"],
+    ],
 )
 def test_a_url_is_refused_by_name(run: Any, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says what takes a URL and what to do, shows no password, and comes as wrong usage, before anything is written."""
