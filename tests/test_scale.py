@@ -118,6 +118,7 @@ def test_rows_of_a_billion_are_the_rows_of_the_archives(archives: dict[str, Path
     assert batch.obs["kind"].tolist() == (rows % N_ROWS % 3).tolist()
 
 
+@pytest.mark.exhaustive
 def test_an_epoch_of_a_billion_rows_begins_and_ends_as_any_other(archives: dict[str, Path]) -> None:
     """A shuffled epoch starts at once, ranks have rows of their own, and the last batch is marked where it wraps around."""
     sources = [archives["packed"]] * (BILLION // N_ROWS)

@@ -20,6 +20,7 @@ def scale(monkeypatch: pytest.MonkeyPatch) -> Any:
     return scale
 
 
+@pytest.mark.exhaustive
 def test_a_list_is_opened_and_compared(
     scale: Any, make_h5ad: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,6 +30,7 @@ def test_sizes_are_measured(make_h5ad, tmp_path):
     assert text.splitlines()[-1].startswith("a.h5ad")
 
 
+@pytest.mark.exhaustive
 def test_tahoe_is_extrapolated(make_h5ad, tmp_path):
     """From plates, a real file and its imitation: its size is that of its nonzeros and rows, with an error bar; one plate is too few."""
     paths = [make_h5ad(f"{k}.h5ad", 200, 80, seed=k) for k in range(4)]
