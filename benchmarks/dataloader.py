@@ -43,7 +43,7 @@ def loaders(archive: Path, cells: int, batch_size: int, workers: int) -> dict[st
         from bionemo.scdl.io.single_cell_memmap_dataset import SingleCellMemMapDataset as Reference
         from bionemo.scdl.util.torch_dataloader_utils import collate_sparse_matrix_batch as collate
     except ImportError:
-        print("bionemo-scdl is not installed: pip install 'scdl-gpu[bench]' to compare with it")
+        print("bionemo-scdl is not installed: pip install '.[bench]' in a checkout to compare with it")
         return found
     return found | {"bionemo-scdl": torch_loader(Reference(str(archive)), collate)}
 

@@ -81,7 +81,7 @@ def alternatives(archive: Path, batch_size: int, cells: int, output: str) -> dic
         from bionemo.scdl.io.single_cell_memmap_dataset import SingleCellMemMapDataset as Reference
         from bionemo.scdl.util.torch_dataloader_utils import collate_sparse_matrix_batch
     except ImportError:
-        print("bionemo-scdl is not installed: pip install 'scdl-gpu[bench]' to compare with it")
+        print("bionemo-scdl is not installed: pip install '.[bench]' in a checkout to compare with it")
         return found
     part = Subset(Reference(str(archive)), rows.tolist())
 

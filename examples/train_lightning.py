@@ -3,7 +3,7 @@
     python examples/train_lightning.py ARCHIVE LABEL [--val ARCHIVE] [--devices 2] [--epochs 3] [--folder checkpoints]
 
 ARCHIVE is what `scdl-gpu convert` makes, LABEL a column of its obs. Started again with the same --folder it goes on after the step
-that was saved last. Needs the extra: pip install 'scdl-gpu[lightning]'.
+that was saved last. Needs the extra: pip install '.[lightning]' in a checkout.
 """
 
 import argparse

@@ -349,7 +349,7 @@ class SingleCellMemMapDataset(ArchiveRows):
         reorder_var: bool = False,
         progress: bool | None = None,
     ) -> "SingleCellMemMapDataset":
-        """Pack this archive into a new one at `path`, about a tenth of its size, and open that; arguments as of `scdl_gpu.pack.pack`."""
+        """Pack this archive into a new one at `path`, a fifth to a tenth of its size, and open it; arguments of `scdl_gpu.pack.pack`."""
         from scdl_gpu.pack import pack
 
         self._saved("to_packed")

@@ -347,4 +347,4 @@ def _cupy() -> Any:
     with contextlib.suppress(ImportError):
         return importlib.import_module("cupy")
     extra = f"cuda{(torch.version.cuda or '13').split('.')[0]}"
-    raise DeviceError(f'CuPy cannot be imported: pip install "scdl-gpu[{extra}]"')
+    raise DeviceError(f'CuPy cannot be imported: pip install ".[{extra}]" in a checkout')

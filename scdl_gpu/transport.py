@@ -298,7 +298,7 @@ class Fsspec:
         try:
             fs, _ = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
-            raise ImportError(f"{scheme}:// needs a package that is not there ({error}); for s3: pip install 'scdl-gpu[remote]'") from error
+            raise ImportError(f"{scheme}:// needs a package that is not there ({error}); for s3: '.[remote]' of a checkout") from error
         self._fs: Any = fs
         self.name = f"fsspec {fsspec.__version__} ({scheme})"
 

@@ -21,7 +21,7 @@ def write_plots(rows: Sequence[Facts], folder: Path) -> list[Path]:
     try:
         import matplotlib as mpl
     except ModuleNotFoundError as error:
-        message = "plots need matplotlib: install it, as with pip install 'scdl-gpu[bench]', or leave them out with --no-plots"
+        message = "plots need matplotlib: install it, as with pip install '.[bench]' in a checkout, or leave them out with --no-plots"
         raise ModuleNotFoundError(message) from error
     mpl.use("agg")
     from matplotlib import pyplot

@@ -38,7 +38,7 @@ def scdl_gpu(version: VersionOption = False) -> None:
     scdl-gpu info pbmc                      what is in it
     scdl-gpu verify pbmc                    read every byte of it, and name the first fault
     scdl-gpu concat day1 day2 both          archives one after the other
-    scdl-gpu pack pbmc pbmc-packed          about a tenth of the bytes; unpack goes back
+    scdl-gpu pack pbmc pbmc-packed          a fifth to a tenth of the bytes; unpack goes back
     scdl-gpu doctor                         what this machine offers, and lacks
     scdl-gpu example-data                   fetch the example of bionemo-scdl's README
     scdl-gpu bench                          loaders side by side, on cells like Tahoe-100M's

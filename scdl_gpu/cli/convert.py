@@ -61,7 +61,7 @@ CanonicalOption = Annotated[
 ]
 
 
-PackedOption = Annotated[bool, typer.Option("--packed", help="Write packed rows: about a tenth of the bytes, all values exactly.")]
+PackedOption = Annotated[bool, typer.Option("--packed", help="Write packed rows: a fifth to a tenth of the bytes, all values exactly.")]
 GroupByOption = Annotated[
     str | None,
     typer.Option(metavar="COLUMN", help="Packed: a gene order for each group of this obs column, where that saves 3 % or more."),
@@ -104,7 +104,7 @@ def convert(
     scdl-gpu convert plates/ all --workers 8
     scdl-gpu convert old new --canonical               sort and merge the rows of an archive
     scdl-gpu convert old new --data-dtype float32
-    scdl-gpu convert plates/ all --packed              about a tenth of the bytes
+    scdl-gpu convert plates/ all --packed              a fifth to a tenth of the bytes
     """  # noqa: D301
     with reported():
         from scdl_gpu.convert.archive import Options

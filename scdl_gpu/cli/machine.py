@@ -127,7 +127,7 @@ def storage(directory: Path) -> Iterator[Finding]:
         "direct": speed.is_direct,
     }
     if read < SLOW_BYTES_PER_SECOND:
-        cure = "keep archives on a local NVMe, or pack them (scdl-gpu pack): about a tenth of the bytes have to be read"
+        cure = "keep archives on a local NVMe, or pack them (scdl-gpu pack): a fifth to a tenth of the bytes have to be read"
         yield Finding("disk", "lacking", words, cure, facts)
     else:
         yield Finding("disk", "ok", words, facts=facts)
@@ -205,7 +205,7 @@ def kvikio() -> Finding:
     facts = {"path": words, "version": _version("kvikio-cu13") or _version("kvikio-cu12"), "reaches_device": reaches_device()}
     if reaches_device():
         return Finding("reading", "ok", words, facts=facts)
-    return Finding("reading", "lacking", words, f'beside CuPy: pip install "scdl-gpu[{_extra()}]"', facts)
+    return Finding("reading", "lacking", words, f'beside CuPy: pip install ".[{_extra()}]" in a checkout', facts)
 
 
 def gpudirect() -> Finding:

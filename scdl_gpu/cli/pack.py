@@ -35,7 +35,7 @@ def pack(
     shard_mib: ShardOption = 512,
     stored_dtype: StoredDtypeOption = None,
 ) -> None:
-    """Pack a raw archive: about a tenth of the bytes, no bit lost.
+    """Pack a raw archive: a fifth to a tenth of the bytes, no bit lost.
 
     Rows become canonical, and it is said how many were not; obs, var, names, neighbours, obsm and obsp are kept. Memory
     does not grow with the archive; nothing is at PACKED until everything is. Killed, it goes on at the last finished shard

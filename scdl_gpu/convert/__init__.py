@@ -54,7 +54,7 @@ def convert_h5ad(
     executor: converts several files; any `concurrent.futures.Executor` whose workers see the files, such as a Dask
         client's `get_executor()`. Default: processes, for which a script needs `if __name__ == "__main__":`.
     progress: True, False, or None: a bar on a terminal. It appears after two seconds.
-    packed: write packed rows, about a tenth of the bytes, in one pass. Values keep the dtype of the source unless a `data_dtype`
+    packed: write packed rows, a fifth to a tenth of the bytes, in one pass. Values keep the dtype of the source unless a `data_dtype`
         is given, which must hold them exactly; all sources must have the same genes, and rows are always canonical.
     group_by, reorder_var: of packed rows, as of `scdl_gpu.pack.pack`.
 

@@ -24,7 +24,7 @@ def pack(
     stored_dtype: str | None = None,
     progress: bool | None = None,
 ) -> "Report":
-    """Pack the raw archive at `raw` into a new one at `packed`, about a tenth of its size; every value comes back bit for bit.
+    """Pack the raw archive at `raw` into a new one at `packed`, a fifth to a tenth of its size; every value comes back bit for bit.
 
     Rows become canonical: columns ascending, duplicates summed in the dtype they have, zeros dropped; the report counts them.
     obs, var, neighbours, obsm and obsp are kept. Memory does not grow with the archive; nothing is at `packed` until everything

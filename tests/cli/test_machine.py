@@ -165,7 +165,7 @@ def test_cupy_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert (present.state, present.words) == ("ok", "14.0.1")
     assert absent.state == "lacking"
-    assert absent.cure.startswith('pip install "scdl-gpu[cuda1')
+    assert absent.cure.startswith('pip install ".[cuda1')
 
 
 @pytest.mark.parametrize(
