@@ -572,7 +572,7 @@ def test_what_is_not_installed_is_named() -> None:
     """s3 without s3fs names the extra; a scheme that nobody knows is an error too."""
     if importlib.util.find_spec("s3fs") is not None:
         pytest.skip("s3fs is installed")
-    with pytest.raises(ArchiveError, match=r"s3://bucket/archive cannot be read: s3:// needs a package.*pip install 'scdl-gpu\[remote\]'"):
+    with pytest.raises(ArchiveError, match=r"s3://bucket/archive cannot be read: s3:// needs a package.*'\.\[remote\]' of a checkout"):
         open_remote("s3://bucket/archive")
     with pytest.raises(ArchiveError, match="nonsense"):
         open_remote("nonsense://bucket/archive")
