@@ -1,5 +1,10 @@
 """decode_csr makes of packed rows what is in them, whatever their blocks look like; the expected side is NumPy, or plain Python."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -216,3 +221,15 @@ def test_memory_is_guarded() -> None:
     assert array.tolist() == [0, 1, 2, 3, 4]
     assert (array.ctypes.data + array.nbytes) % 4096 == 0
     assert most_words(0, 1) == 4
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("processor", ["x86-64", "haswell"])
+def test_other_processors(processor: str, tmp_path: Path) -> None:
+    """Compiled for a processor without AVX2, or with no more than that, the kernels give the same; the cache is one of their own."""
+    environment = os.environ | {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    tests = ["-k", "every_block or long_rows or raw_and_packed or gene_orders", "-m", "not exhaustive", "-q"]
+
+    run = subprocess.run([sys.executable, "-m", "pytest", *tests, __file__], capture_output=True, text=True, check=False, env=environment)
+
+    assert run.returncode == 0, run.stdout + run.stderr
