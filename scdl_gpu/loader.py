@@ -263,8 +263,8 @@ class GPUBatchLoader(IterableDataset[Batch]):
                 if future.exception() is None:
                     prepared = future.result()
                     for position in run.positions:
-                        is_over = stream is not None and run.is_last and len(prepared) == 1
-                        done = partial(stream.reached, run.window + 1) if is_over and stream is not None else None
+                        is_over = run.is_last and len(prepared) == 1  # of a window
+                        done = partial(stream.reached, run.window + 1) if stream is not None and is_over else None
                         yield self._finish(prepared.popleft(), position, done)  # not kept here, so that its memory is used again
                 else:  # once more, one by one, so that the error comes after the batches before it
                     for part in run.parts():

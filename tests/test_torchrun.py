@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 
 from scdl_gpu import SingleCellMemMapDataset, convert_h5ad
 
@@ -196,3 +197,15 @@ def test_another_number_of_ranks_goes_on_at_the_end_of_an_epoch(torchrun: Torchr
     expected = losses_of(log_of(whole))
     assert all(abs(loss / expected[step] - 1) < 1e-5 for step, loss in losses_of(after).items())
     assert list(losses_of(after)) == list(expected)[-len(after[0]) :]
+
+
+@pytest.mark.exhaustive
+def test_a_job_that_stopped_with_an_epoch_ends(torchrun: Torchrun, alone: Path, n_rows: int, tmp_path: Path) -> None:
+    """From a checkpoint of the last step, before that of the epoch's end, there is no batch left, and nothing to print."""
+    saved = torch.load(alone / "checkpoint.pt")
+    saved["loader"] |= {"epoch": EPOCHS - 1, "position": n_rows}
+    torch.save(saved, tmp_path / "checkpoint.pt")
+
+    found = torchrun.run(1, STEP_ROWS, "--epochs", EPOCHS, after=tmp_path)
+
+    assert log_of(found) == [[]]
